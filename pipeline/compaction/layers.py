@@ -1,0 +1,144 @@
+"""The compacted layers: a teacher's layer, a compactor on each side, and the gates of its groups.
+
+A compactor is stored as identity + delta, and only ever multiplied with the weight, never with activations:
+the composition costs a constant per step, and attention and FFN kernels see a plain BERT.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.models.bert.modeling_bert import BertEmbeddings
+
+from pipeline.compaction.groups import Gate
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """fp32 for half precisions, the type itself otherwise."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def compose(weight: Tensor, row_delta: Tensor, column_delta: Tensor) -> Tensor:
+    """(I + column_delta) @ weight @ (I + row_delta), (out, in), in the accumulation type.
+
+    Written as weight + changes: in bf16 every product is rounded relative to the change, not to the weight, and
+    the sum is left to the caller to round once.
+
+    Args:
+        weight: (out, in).
+        row_delta: (in, in), of the row compactor L on the input side.
+        column_delta: (out, out), of the column compactor R on the output side.
+    """
+    wide = accumulation_dtype(weight.dtype)
+    column_change = column_delta @ weight
+    row_change = (weight + column_change) @ row_delta
+    return weight.to(wide) + column_change.to(wide) + row_change.to(wide)
+
+
+class CompactedLinear(nn.Module):
+    """y = R (W (L x) + b), computed as (R W L) x + R b.
+
+    Args:
+        linear: the teacher's layer; its weight and bias become this layer's own.
+        in_gate: gate of the group whose dimensions come in (columns of W).
+        out_gate: gate of the group whose dimensions go out (rows of W).
+        gated: the side on which the gate multiplies the composed matrix: "rows" for Q, K and V, "columns" for
+            FFN-out, None where the residual gate acts through the LayerNorms alone.
+    """
+
+    def __init__(self, linear: nn.Linear, in_gate: Gate, out_gate: Gate, gated: str | None = None) -> None:
+        super().__init__()
+        out_features, in_features = linear.weight.shape
+        self.weight = linear.weight
+        self.bias = linear.bias
+        self.row_delta = nn.Parameter(linear.weight.new_zeros(in_features, in_features))
+        self.column_delta = nn.Parameter(linear.weight.new_zeros(out_features, out_features))
+        self.in_gate, self.out_gate, self.gated = in_gate, out_gate, gated
+
+    def composed(self) -> tuple[Tensor, Tensor]:
+        """The weight (out, in) and bias (out,) that the activations meet, gates applied, rounded once."""
+        column_delta = self.out_gate.guard(self.column_delta, dim=0)
+        weight = compose(self.weight, self.in_gate.guard(self.row_delta, dim=1), column_delta)
+        bias = self.bias.to(weight.dtype) + (column_delta @ self.bias).to(weight.dtype)
+        if self.gated == "rows" and not self.out_gate.idle:
+            gate = self.out_gate.value.to(weight.dtype)
+            weight, bias = weight * gate[:, None], bias * gate
+        elif self.gated == "columns" and not self.in_gate.idle:
+            weight = weight * self.in_gate.value.to(weight.dtype)
+        return weight.to(self.weight.dtype), bias.to(self.weight.dtype)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return F.linear(inputs, *self.composed())
+
+
+class GatedLayerNorm(nn.Module):
+    """LayerNorm whose statistics are weighted by the residual gate.
+
+    mean = sum(g x) / sum(g), var = sum(g (x - mean)^2) / sum(g), output = normed * (g gain) + (g bias). With all
+    gates 1 this is the teacher's LayerNorm, with gates in {0, 1} exactly that of the student: a LayerNorm over
+    zeroed dimensions would be neither.
+    """
+
+    def __init__(self, norm: nn.LayerNorm, gate: Gate) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.bias = norm.bias
+        self.eps = norm.eps
+        self.gate = gate
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(..., hidden) -> (..., hidden)."""
+        if self.gate.idle:
+            return F.layer_norm(inputs, self.weight.shape, self.weight, self.bias, self.eps)
+        wide = accumulation_dtype(inputs.dtype)
+        x, gate = inputs.to(wide), self.gate.value.to(wide)
+        total = gate.sum()
+        centred = x - ((x @ gate) / total)[..., None]
+        variance = ((centred * centred) @ gate) / total
+        normed = centred * torch.rsqrt(variance + self.eps)[..., None]
+        return (normed * (gate * self.weight.to(wide)) + gate * self.bias.to(wide)).to(inputs.dtype)
+
+
+class CompactedEmbeddings(nn.Module):
+    """Word + position + segment embeddings through one column compactor, then the gated LayerNorm.
+
+    The compactor is composed with the tables. The composed word table also serves the MLM decoder, so it is made
+    once per step and handed over as an activation, and R_e gets its gradient from both ends.
+    """
+
+    def __init__(self, embeddings: BertEmbeddings, gate: Gate) -> None:
+        super().__init__()
+        self.word = nn.Parameter(embeddings.word_embeddings.weight.data)
+        self.position = nn.Parameter(embeddings.position_embeddings.weight.data)
+        self.segment = nn.Parameter(embeddings.token_type_embeddings.weight.data)
+        self.column_delta = nn.Parameter(self.word.new_zeros(self.word.shape[1], self.word.shape[1]))
+        self.norm = GatedLayerNorm(embeddings.LayerNorm, gate)
+        self.dropout = nn.Dropout(embeddings.dropout.p)
+        self.gate = gate
+
+    def composed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The word (vocab, hidden), position and segment tables times R_e^T, rounded once."""
+        delta = self.gate.guard(self.column_delta, dim=0).T
+        wide = accumulation_dtype(self.word.dtype)
+        tables = (self.word, self.position, self.segment)
+        word, position, segment = ((t.to(wide) + (t @ delta).to(wide)).to(t.dtype) for t in tables)
+        return word, position, segment
+
+    def forward(self, input_ids: Tensor, segment_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Token ids (batch, tokens) -> hidden states (batch, tokens, hidden), word table (vocab, hidden)."""
+        word, position, segment = self.composed()
+        segments = segment[0] if segment_ids is None else F.embedding(segment_ids, segment)
+        summed = F.embedding(input_ids, word) + position[: input_ids.shape[1]] + segments
+        return self.dropout(self.norm(summed)), word
+
+
+class TiedDecoder(nn.Module):
+    """The MLM decoder: logits over the vocabulary from the composed word table and a bias of its own."""
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias)
+
+    def forward(self, hidden: Tensor, word_table: Tensor) -> Tensor:
+        """(..., hidden), (vocab, hidden) -> (..., vocab)."""
+        return F.linear(hidden, word_table, self.bias)

@@ -1,0 +1,117 @@
+"""A Hugging Face BERT with compacted layers in place of its own: the teacher on its way to the student."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM
+from transformers.models.bert.modeling_bert import BertLayer
+
+from pipeline.compaction.groups import Gate, Group, build_groups
+from pipeline.compaction.layers import CompactedEmbeddings, CompactedLinear, GatedLayerNorm, TiedDecoder
+from pipeline.compaction.shapes import BertShape, Strategy
+
+
+def shape_of(config: BertConfig) -> BertShape:
+    """The sizes in a Hugging Face BERT configuration."""
+    return BertShape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        heads=config.num_attention_heads,
+        intermediate=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        positions=config.max_position_embeddings,
+        segments=config.type_vocab_size,
+    )
+
+
+def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Pick hidden states (batch, tokens, hidden) at `positions` (batch, k) -> (batch, k, hidden)."""
+    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+class CompactedBert(nn.Module):
+    """The teacher with a compactor on each side of every linear layer and a gate per group.
+
+    At the start it computes the teacher's logits; with every gate in {0, 1} it computes those of the student that
+    `fold` writes. It takes over the teacher's modules: the object handed in must not be used afterwards.
+
+    Args:
+        teacher: with `model_type` bert, absolute positions and a tied decoder (see `pipeline.teacher`).
+        target: the student's shape.
+        strategy: `dim` or `head`, see `groups`.
+        stops_gradient: decay `penalty`, see `Gate`.
+    """
+
+    def __init__(
+        self, teacher: BertForMaskedLM, target: BertShape, strategy: Strategy, stops_gradient: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = teacher.config
+        self.target = target
+        self.strategy = strategy
+        self.groups: dict[str, Group] = build_groups(shape_of(teacher.config), target, strategy)
+        self.gates = {name: Gate(group, stops_gradient) for name, group in self.groups.items()}
+        residual = self.gates["residual"]
+
+        self.embeddings = CompactedEmbeddings(teacher.bert.embeddings, residual)
+        self.layers = teacher.bert.encoder.layer
+        for index, layer in enumerate(self.layers):
+            self._compact_layer(layer, residual, self.gates[f"attention.{index}"], self.gates[f"ffn.{index}"])
+        head = teacher.cls.predictions
+        self.transform = CompactedLinear(head.transform.dense, residual, residual)
+        self.transform_activation = head.transform.transform_act_fn
+        self.transform_norm = GatedLayerNorm(head.transform.LayerNorm, residual)
+        self.decoder = TiedDecoder(head.decoder.bias.data)
+
+    @staticmethod
+    def _compact_layer(layer: BertLayer, residual: Gate, attention: Gate, ffn: Gate) -> None:
+        """Swap the linear layers and LayerNorms of one layer for compacted ones."""
+        heads = layer.attention.self
+        heads.query = CompactedLinear(heads.query, residual, attention, gated="rows")
+        heads.key = CompactedLinear(heads.key, residual, attention, gated="rows")
+        heads.value = CompactedLinear(heads.value, residual, attention, gated="rows")
+        layer.attention.output.dense = CompactedLinear(layer.attention.output.dense, attention, residual)
+        layer.attention.output.LayerNorm = GatedLayerNorm(layer.attention.output.LayerNorm, residual)
+        layer.intermediate.dense = CompactedLinear(layer.intermediate.dense, residual, ffn)
+        layer.output.dense = CompactedLinear(layer.output.dense, ffn, residual, gated="columns")
+        layer.output.LayerNorm = GatedLayerNorm(layer.output.LayerNorm, residual)
+
+    def encode(self, input_ids: Tensor, segment_ids: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """Token ids (batch, tokens) -> the hidden states after the embeddings and after each layer, each
+        (batch, tokens, hidden), and the composed word table (vocab, hidden)."""
+        hidden, word_table = self.embeddings(input_ids, segment_ids)
+        states = [hidden]
+        for layer in self.layers:
+            states.append(layer(states[-1]))
+        return states, word_table
+
+    def forward(self, input_ids: Tensor, positions: Tensor | None = None, segment_ids: Tensor | None = None) -> Tensor:
+        """MLM logits.
+
+        Args:
+            input_ids: (batch, tokens), no padding.
+            positions: (batch, k), where logits are wanted; None for everywhere.
+
+        Returns:
+            (batch, k, vocab), or (batch, tokens, vocab) without `positions`.
+        """
+        states, word_table = self.encode(input_ids, segment_ids)
+        hidden = states[-1] if positions is None else take_positions(states[-1], positions)
+        hidden = self.transform_norm(self.transform_activation(self.transform(hidden)))
+        return self.decoder(hidden, word_table)
+
+    def readers(self, group: str) -> Iterator[CompactedLinear]:
+        """The linear layers that read the dimensions of `group` through their row compactors."""
+        gate = self.gates[group]
+        return (m for m in self.modules() if isinstance(m, CompactedLinear) and m.in_gate is gate)
+
+    def move_gates(self, device: torch.device | str) -> None:
+        """Gates are no parameters, so `to(device)` leaves them behind; this takes them along."""
+        for gate in self.gates.values():
+            gate.to(device)
+
+
+def is_compactor(parameter_name: str) -> bool:
+    """True for the parameters that WID adds to the teacher's own."""
+    return parameter_name.endswith(("row_delta", "column_delta"))

@@ -1,0 +1,123 @@
+"""When dimensions are retired, and along which curve their gates fall."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.compaction.groups import Gate
+from pipeline.compaction.selection import choose
+from pipeline.errors import UserError
+
+Decay = Literal["anneal", "penalty"]
+
+PENALTY_RATE = 30.0
+"""c in g = exp(-c t lr_c): the exponential that the published momentum injection tends to, fitted to its emulated
+decay (0.28 after 1,000 steps and 2e-4 after 4,000 at lr_c = 5e-5)."""
+
+
+@dataclass
+class CompactionConfig:
+    """The recipe's `compaction` section. Steps are optimizer steps.
+
+    The defaults are the published schedule: 16 equal increments, 500 steps apart, all done by step 8,000 plus decay.
+    """
+
+    strategy: Literal["dim", "head"] = "dim"
+    selection: Literal["norm", "taylor", "random"] = "taylor"
+    decay: Decay = "anneal"
+    start_step: int = 500
+    interval_steps: int = 500
+    increments: int = 16
+    decay_steps: int = 500
+    replay: str | None = None
+    """A `selection.jsonl` whose choices are repeated instead of made anew."""
+
+    def __post_init__(self) -> None:
+        for name in ("interval_steps", "increments", "decay_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"compaction.{name} must be at least 1, not {getattr(self, name)}")
+        if self.start_step < 0:
+            raise UserError(f"compaction.start_step must not be negative, and is {self.start_step}")
+        if self.selection == "taylor" and self.start_step < 1 and self.replay is None:
+            raise UserError(
+                "compaction.selection taylor needs statistics first: set compaction.start_step to at least 1"
+            )
+
+    @property
+    def last_selection_step(self) -> int:
+        return self.start_step + (self.increments - 1) * self.interval_steps
+
+    @property
+    def end_step(self) -> int:
+        """From this step on every gate is 0 or 1."""
+        return self.last_selection_step + self.decay_steps
+
+    def increment_due(self, step: int) -> int | None:
+        """The increment (1..increments) to choose before optimizer step `step` (counted from 0), if any."""
+        increment, rest = divmod(step - self.start_step, self.interval_steps)
+        return increment + 1 if rest == 0 and 0 <= increment < self.increments else None
+
+
+def gate_value(decay: Decay, steps_since: int, decay_steps: int, compactor_lr: float) -> float:
+    """The gate `steps_since` optimizer steps after its dimension was selected; exactly 0 from `decay_steps` on."""
+    if steps_since >= decay_steps:
+        return 0.0
+    if decay == "anneal":
+        return 1.0 - steps_since / decay_steps
+    return math.exp(-PENALTY_RATE * steps_since * compactor_lr)
+
+
+class Schedule:
+    """The record of what was retired when; sets the gates for any step from it.
+
+    The record is all the state there is: gates are a function of it and of the step.
+
+    Args:
+        compactor_lr: the recipe's peak `train.compactor_lr`, the time scale of decay `penalty`.
+    """
+
+    def __init__(self, config: CompactionConfig, gates: dict[str, Gate], compactor_lr: float) -> None:
+        self.config = config
+        self.gates = gates
+        self.compactor_lr = compactor_lr
+        self.selected_at: dict[str, Tensor] = {
+            name: torch.full((gate.group.size,), -1, dtype=torch.int64) for name, gate in gates.items()
+        }
+
+    def choose(self, increment: int, scores: dict[str, Tensor]) -> dict[str, list[int]]:
+        """What `increment` retires, per group, from scores (size,) float64. Changes nothing."""
+        return {
+            name: choose(gate.group, scores[name], self.selected_at[name] >= 0, increment, self.config.increments)
+            for name, gate in self.gates.items()
+        }
+
+    def retire(self, step: int, choices: dict[str, list[int]]) -> None:
+        """Record that these dimensions start to close at `step`."""
+        for name, indices in choices.items():
+            self.selected_at[name][indices] = step
+
+    def set_gates(self, step: int) -> None:
+        """Set every gate to its value for optimizer step `step`."""
+        for name, gate in self.gates.items():
+            selected_at = self.selected_at[name]
+            value = torch.ones(len(selected_at))
+            for start in selected_at.unique().tolist():
+                if start >= 0:
+                    value[selected_at == start] = gate_value(
+                        self.config.decay, step - start, self.config.decay_steps, self.compactor_lr
+                    )
+            gate.set(value, selected_at >= 0)
+
+    def kept(self) -> dict[str, int]:
+        """Dimensions not selected for retirement, per group."""
+        return {name: gate.kept for name, gate in self.gates.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.selected_at)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, selected_at in self.selected_at.items():
+            selected_at.copy_(state[name])

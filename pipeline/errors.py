@@ -1,0 +1,44 @@
+"""Errors a user can cause, their exit codes, and the frame in which every entry script runs.
+
+Every such error is one plain sentence: what is wrong, where, what to do. Anything else that escapes is a
+defect of this project and keeps its traceback.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+EXIT_DONE = 0
+EXIT_USAGE = 2
+EXIT_DATA = 3
+EXIT_STOPPED = 75
+
+
+class UserError(Exception):
+    """Bad arguments, configuration or output directory."""
+
+    exit_code = EXIT_USAGE
+
+
+class DataError(UserError):
+    """Bad input data; the sentence names the file and the offset or line, and what was expected."""
+
+    exit_code = EXIT_DATA
+
+
+def run_entry_point(main: Callable[[], int]) -> NoReturn:
+    """Run `main`, turn a `UserError` into its sentence on stderr, and exit with the code of the design."""
+    try:
+        code = main()
+    except UserError as error:
+        rank = int(os.environ.get("RANK", "0"))
+        if rank != 0:
+            # Ranks find the same mistake at the same moment. Rank 0 says it once; the launcher then ends
+            # the others. A mistake that only this rank met is still said, a little later.
+            time.sleep(3)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        code = error.exit_code
+    sys.stdout.flush()
+    sys.exit(code)

@@ -1,0 +1,112 @@
+"""The model under evaluation: what a model directory must hold, and classifiers that start from its encoder.
+
+Pooler and classifier are always new: masked-language modelling does not train a pooler, and one that a
+checkpoint happens to carry would favour that checkpoint over others.
+"""
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.errors import UserError
+
+MODEL_FILES = (".json", ".txt", ".model", ".safetensors", ".bin")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "tokenizer.model")
+POOLER = "pooler."
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A BERT encoder in memory: configuration, weights without pooler (fp32, on the CPU) and tokenizer."""
+
+    config: Any
+    weights: dict[str, torch.Tensor]
+    tokenizer: Any
+
+
+def fingerprint(directory: Path) -> str:
+    """SHA-256 over names and contents of the files that make the model: configuration, weights, tokenizer."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        if path.is_file() and path.suffix in MODEL_FILES:
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def check_directory(directory: Path) -> None:
+    """Raise `UserError` unless this looks like a Hugging Face BERT with its tokenizer; loads nothing."""
+    if not directory.is_dir():
+        raise UserError(f"--model {directory}: there is no such directory.")
+    try:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--model {directory}: it has no config.json, so it is no Hugging Face model.") from None
+    except ValueError:
+        raise UserError(f"--model {directory}: its config.json is not readable as JSON.") from None
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "bert":
+        raise UserError(f"--model {directory}: model type '{kind}' where 'bert' was expected.")
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+        # The library would quietly make a tokenizer of five tokens from the configuration alone.
+        raise UserError(f"--model {directory}: it has no tokenizer (none of {', '.join(TOKENIZER_FILES)}).")
+
+
+def load_encoder(directory: Path) -> Encoder:
+    """Read encoder and tokenizer from a model directory, whatever head or pooler the checkpoint carries.
+
+    Raises `UserError` for what `check_directory` refuses, for files that cannot be loaded, for a checkpoint
+    without (all) encoder weights, and for a tokenizer that does not fit the model.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoTokenizer
+
+    check_directory(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        model, info = AutoModel.from_pretrained(
+            directory, add_pooling_layer=False, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"--model {directory}: it cannot be loaded ({reason}).") from error
+    if info["missing_keys"]:
+        name = sorted(info["missing_keys"])[0]
+        raise UserError(f"--model {directory}: {len(info['missing_keys'])} encoder weights are missing, such as {name}.")
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"--model {directory}: its tokenizer has no padding token.")
+    if len(tokenizer) > model.config.vocab_size:
+        sizes = f"{len(tokenizer):,} entries, the model's embeddings {model.config.vocab_size:,}"
+        raise UserError(f"--model {directory}: its tokenizer has {sizes}.")
+    return Encoder(model.config, model.state_dict(), tokenizer)
+
+
+def fresh_classifier(encoder: Encoder, outputs: int, seed: int) -> torch.nn.Module:
+    """A sequence classifier with the encoder's weights and a pooler and classifier drawn from `seed` alone.
+
+    `outputs` is the number of classes, or 1 for regression. Both new layers start as the library would start
+    them: normal with the configuration's `initializer_range`, biases 0.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config = copy.deepcopy(encoder.config)
+    config.num_labels = outputs
+    config.problem_type = "regression" if outputs == 1 else "single_label_classification"
+    # Fused attention kernels have no deterministic backward on GPUs.
+    model = AutoModelForSequenceClassification.from_config(
+        config, attn_implementation="eager", dtype=torch.float32
+    )
+    missing, unexpected = model.base_model.load_state_dict(encoder.weights, strict=False)
+    if unexpected or any(not name.startswith(POOLER) for name in missing):
+        raise RuntimeError(f"encoder and classifier do not fit: missing {missing}, unexpected {unexpected}")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in (model.base_model.pooler.dense, model.classifier):
+            layer.weight.normal_(0.0, config.initializer_range, generator=generator)
+            layer.bias.zero_()
+    return model

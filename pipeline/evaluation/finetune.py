@@ -1,0 +1,164 @@
+"""One fine-tuning run: a fresh classifier on a task's training rows under one seed, and its predictions.
+
+The loop is the `Trainer` of transformers, with everything that writes, prints or reports switched off. The
+same seed on the same machine gives the same predictions.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.errors import UserError
+from pipeline.evaluation.encoder import Encoder, fresh_classifier
+from pipeline.evaluation.glue_data import Example, TaskData
+
+WARMUP = 0.1
+WEIGHT_DECAY = 0.01
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Hyper-parameters; `max_length` in tokens of the whole pair, special tokens included."""
+
+    epochs: float = 3.0
+    batch_size: int = 32
+    learning_rate: float = 3e-5
+    max_length: int = 128
+
+    def __post_init__(self) -> None:
+        """Raise `UserError` for a value that no run can have."""
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(self, name)}.")
+        if self.max_length < 8:
+            raise UserError(f"--max-length must be at least 8 tokens, not {self.max_length}.")
+
+    def record(self) -> dict[str, float]:
+        """All hyper-parameters as `results.json` keeps them, the fixed ones included."""
+        return {**asdict(self), "warmup": WARMUP, "weight_decay": WEIGHT_DECAY}
+
+
+class EncodedRows(torch.utils.data.Dataset):
+    """Tokenised rows, kept flat (5 bytes a token: MNLI has 16 million) and handed out as lists for the collator."""
+
+    def __init__(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> None:
+        """Tokenise in the order of `examples`, cutting the longer text of a pair first."""
+        ids, segments, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int8)], [0]
+        for start in range(0, len(examples), 1000):
+            texts = [list(column) for column in zip(*(row.texts for row in examples[start : start + 1000]), strict=True)]
+            encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=True)
+            ids += [np.asarray(row, np.int32) for row in encoded["input_ids"]]
+            segments += [np.asarray(row, np.int8) for row in encoded["token_type_ids"]]
+            lengths += [len(row) for row in encoded["input_ids"]]
+        self._ids, self._segments, self._bounds = np.concatenate(ids), np.concatenate(segments), np.cumsum(lengths)
+        self._labels = [row.label for row in examples]
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        span = slice(self._bounds[row], self._bounds[row + 1])
+        return {
+            "input_ids": self._ids[span].tolist(),
+            "token_type_ids": self._segments[span].tolist(),
+            "label": self._labels[row],
+        }
+
+    def by_length(self) -> list[int]:
+        """Row numbers from the shortest to the longest, so that batches of neighbours need little padding."""
+        return np.argsort(np.diff(self._bounds), kind="stable").tolist()
+
+
+@dataclass(frozen=True)
+class EncodedTask:
+    """A task ready for any number of seeds; `outputs` is 1 for regression, else the number of classes."""
+
+    name: str
+    outputs: int
+    train: EncodedRows
+    dev: dict[str, EncodedRows]
+
+
+def encode_task(data: TaskData, encoder: Encoder, settings: Settings) -> EncodedTask:
+    """Tokenise all rows once. Raises `UserError` when the model has fewer positions than `max_length`."""
+    positions = encoder.config.max_position_embeddings
+    if settings.max_length > positions:
+        raise UserError(f"--max-length {settings.max_length} is more than the model's {positions} positions.")
+
+    def encode(examples: Sequence[Example]) -> EncodedRows:
+        return EncodedRows(examples, encoder.tokenizer, settings.max_length)
+
+    dev = {name: encode(split.examples) for name, split in data.dev.items()}
+    return EncodedTask(data.task.name, len(data.task.classes) or 1, encode(data.train.examples), dev)
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Deterministic kernels inside; an operation that has none warns instead of failing."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when its first handle is made
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def _arguments(output_dir: str, rows: int, seed: int, settings: Settings) -> Any:
+    """Training arguments: linear decay after a warm-up over the first tenth, nothing saved, logged or shown."""
+    from transformers import TrainingArguments
+
+    steps_per_epoch = -(-rows // settings.batch_size)
+    return TrainingArguments(
+        output_dir=output_dir,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        warmup_steps=round(WARMUP * settings.epochs * steps_per_epoch),
+        weight_decay=WEIGHT_DECAY,
+        train_sampling_strategy="group_by_length",
+        seed=seed,
+        save_strategy="no",
+        logging_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def fine_tune(task: EncodedTask, encoder: Encoder, seed: int, settings: Settings) -> dict[str, list[int] | list[float]]:
+    """Train on the task and return, for every dev set, the predictions in the order of its rows.
+
+    Predictions are class ids, or values for regression. Raises `UserError` when training diverged.
+    """
+    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
+
+    with tempfile.TemporaryDirectory() as scratch, _deterministic():
+        trainer = Trainer(
+            model=fresh_classifier(encoder, task.outputs, seed),
+            args=_arguments(scratch, len(task.train), seed, settings),
+            train_dataset=task.train,
+            data_collator=DataCollatorWithPadding(encoder.tokenizer),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+        return {name: _predict(trainer, rows, f"{name}, seed {seed}") for name, rows in task.dev.items()}
+
+
+def _predict(trainer: Any, rows: EncodedRows, what: str) -> list[int] | list[float]:
+    """Predictions for `rows` in their own order; they are run sorted by length."""
+    order = rows.by_length()
+    outputs = np.asarray(trainer.predict(torch.utils.data.Subset(rows, order)).predictions)
+    if not np.isfinite(outputs).all():
+        raise UserError(f"{what}: training diverged (outputs are not finite); try a lower --learning-rate.")
+    values = outputs.argmax(axis=1) if outputs.shape[1] > 1 else outputs[:, 0]
+    restored = np.empty_like(values)
+    restored[order] = values
+    return restored.tolist()

@@ -1,0 +1,36 @@
+"""Package metadata of WID. The supported use is a clone with an editable install (`make install`)."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="wid-bert",
+    version="0.1.0",
+    description="Compress BERT by Weight-Inherited Distillation with DeepSpeed",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["pipeline*", "preprocessing*"]),
+    install_requires=[
+        # The cap matters: package indexes without CUDA builds serve the CPU build up to here, and an
+        # index with CUDA builds serves the one its user chose. An uncapped torch drags in CUDA packages.
+        "torch>=2.4,<2.14",
+        "deepspeed>=0.19,<0.20",
+        "transformers>=5.17,<6",
+        "datasets>=4,<6",
+        "tokenizers>=0.22",
+        "sentencepiece>=0.2",
+        "safetensors>=0.6",
+        "accelerate>=1.10",  # fine-tuning runs on the Trainer of transformers, which needs it
+        "mpi4py>=4",
+        "tensorboard>=2.18",
+        "numpy>=2",
+        "scikit-learn>=1.5",  # GLUE metrics
+        "scipy>=1.13",  # GLUE metrics
+        "matplotlib>=3.9",
+        "pyyaml>=6",
+        "zstandard>=0.23",  # .zst input
+        "ninja",  # deepspeed imports it even when nothing is built
+    ],
+    extras_require={"dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "mypy>=1.18", "types-PyYAML"]},
+)

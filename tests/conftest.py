@@ -1,0 +1,22 @@
+"""Shared by all tests: where the repository is, and the real data if this machine has it."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+# Nothing here may reach for the internet, and single-process tests leave cores to the multi-process ones.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real text, GLUE and SQuAD, where they are at hand (`WID_SHARED_DATA`, or beside the clone)."""
+    path = Path(os.environ.get("WID_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}; set WID_SHARED_DATA")
+    return path
