@@ -18,9 +18,10 @@ import hashlib
 import os
 import struct
 from array import array
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -30,7 +31,7 @@ from pipeline.errors import DataError
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
-DTYPES = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
+DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
 # Megatron's own limit: some ids below 65,536 stay free for tokens that are added later.
 UINT16_VOCAB_LIMIT = 65_500
 
@@ -65,7 +66,7 @@ class IndexedWriter:
         self._bin = _suffixed(self.prefix, ".bin")
         self._idx = _suffixed(self.prefix, ".idx")
         with writing(self._bin):
-            self._stream = open(temporary_name(self._bin), "wb")
+            self._stream = open(temporary_name(self._bin), "wb")  # noqa: SIM115
 
     @property
     def documents(self) -> int:
@@ -86,11 +87,12 @@ class IndexedWriter:
         """Make the shard appear. A pair counts as existing when its .idx is there, so .idx comes last."""
         index = self._index_bytes()
         with writing(self._bin):
-            _sync_and_close(self._stream)
+            _sync(self._stream)
+            self._stream.close()
         with writing(self._idx):
-            stream = open(temporary_name(self._idx), "wb")
-            stream.write(index)
-            _sync_and_close(stream)
+            with open(temporary_name(self._idx), "wb") as stream:
+                stream.write(index)
+                _sync(stream)
             os.replace(temporary_name(self._bin), self._bin)
             sync_directory(self._bin.parent)
             os.replace(temporary_name(self._idx), self._idx)
@@ -101,7 +103,8 @@ class IndexedWriter:
 
     def discard(self) -> None:
         """Remove the temporary files; nothing appears."""
-        self._stream.close()
+        with suppress(OSError):  # on a full disk, closing fails as writing did
+            self._stream.close()
         for path in (self._bin, self._idx):
             temporary_name(path).unlink(missing_ok=True)
 
@@ -147,11 +150,11 @@ class IndexedReader:
     def __getitem__(self, index: int) -> np.ndarray:
         if not 0 <= index < len(self):
             raise IndexError(f"document {index} of {len(self)} in {self.prefix}")
-        starts = (int(self.document_ends[index]), int(self.document_ends[index + 1]))
-        first, last = (self._first_token(sequence) for sequence in starts)
-        return self.tokens[first:last]
+        return self.tokens[self.first_token(index) : self.first_token(index + 1)]
 
-    def _first_token(self, sequence: int) -> int:
+    def first_token(self, document: int) -> int:
+        """Index in `tokens` of the first token of document 0..len (len: one past the last)."""
+        sequence = int(self.document_ends[document])
         if sequence == len(self.offsets):
             return self.token_count
         return int(self.offsets[sequence]) // self.tokens.itemsize
@@ -177,10 +180,9 @@ def _suffixed(prefix: Path, suffix: str) -> Path:
     return prefix.with_name(prefix.name + suffix)
 
 
-def _sync_and_close(stream: BinaryIO) -> None:
+def _sync(stream: BinaryIO) -> None:
     stream.flush()
     os.fsync(stream.fileno())
-    stream.close()
 
 
 def _map_bytes(path: Path) -> np.ndarray:

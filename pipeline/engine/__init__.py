@@ -1,0 +1,1 @@
+"""How a run runs: processes, DeepSpeed, optimizer, state, checkpoints, logs."""

@@ -7,6 +7,7 @@ checkpoint happens to carry would favour that checkpoint over others.
 import copy
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,19 @@ class Encoder:
     config: Any
     weights: dict[str, torch.Tensor]
     tokenizer: Any
+
+
+def silence_libraries() -> None:
+    """No load reports, warnings and progress bars from the libraries, for the rest of the process.
+
+    The load report lists the masked-LM head as unexpected, which is meant here; the Trainer imports DeepSpeed,
+    which says on stdout that it found no GPU.
+    """
+    from transformers.utils import logging as library_logging
+
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def fingerprint(directory: Path) -> str:
@@ -77,7 +91,9 @@ def load_encoder(directory: Path) -> Encoder:
         raise UserError(f"--model {directory}: it cannot be loaded ({reason}).") from error
     if info["missing_keys"]:
         name = sorted(info["missing_keys"])[0]
-        raise UserError(f"--model {directory}: {len(info['missing_keys'])} encoder weights are missing, such as {name}.")
+        raise UserError(
+            f"--model {directory}: {len(info['missing_keys'])} encoder weights are missing, such as {name}."
+        )
     if tokenizer.pad_token_id is None:
         raise UserError(f"--model {directory}: its tokenizer has no padding token.")
     if len(tokenizer) > model.config.vocab_size:
@@ -98,9 +114,7 @@ def fresh_classifier(encoder: Encoder, outputs: int, seed: int) -> torch.nn.Modu
     config.num_labels = outputs
     config.problem_type = "regression" if outputs == 1 else "single_label_classification"
     # Fused attention kernels have no deterministic backward on GPUs.
-    model = AutoModelForSequenceClassification.from_config(
-        config, attn_implementation="eager", dtype=torch.float32
-    )
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager", dtype=torch.float32)
     missing, unexpected = model.base_model.load_state_dict(encoder.weights, strict=False)
     if unexpected or any(not name.startswith(POOLER) for name in missing):
         raise RuntimeError(f"encoder and classifier do not fit: missing {missing}, unexpected {unexpected}")

@@ -26,10 +26,10 @@ WEIGHT_DECAY = 0.01
 class Settings:
     """Hyper-parameters; `max_length` in tokens of the whole pair, special tokens included."""
 
-    epochs: float = 3.0
-    batch_size: int = 32
-    learning_rate: float = 3e-5
-    max_length: int = 128
+    epochs: float
+    batch_size: int
+    learning_rate: float
+    max_length: int
 
     def __post_init__(self) -> None:
         """Raise `UserError` for a value that no run can have."""
@@ -38,6 +38,12 @@ class Settings:
                 raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(self, name)}.")
         if self.max_length < 8:
             raise UserError(f"--max-length must be at least 8 tokens, not {self.max_length}.")
+
+    def check_fits(self, encoder: Encoder) -> None:
+        """Raise `UserError` when the model has fewer positions than `max_length`."""
+        positions = encoder.config.max_position_embeddings
+        if self.max_length > positions:
+            raise UserError(f"--max-length {self.max_length} is more than the model's {positions} positions.")
 
     def record(self) -> dict[str, float]:
         """All hyper-parameters as `results.json` keeps them, the fixed ones included."""
@@ -51,23 +57,25 @@ class EncodedRows(torch.utils.data.Dataset):
         """Tokenise in the order of `examples`, cutting the longer text of a pair first."""
         ids, segments, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int8)], [0]
         for start in range(0, len(examples), 1000):
-            texts = [list(column) for column in zip(*(row.texts for row in examples[start : start + 1000]), strict=True)]
+            texts = [
+                list(column) for column in zip(*(row.texts for row in examples[start : start + 1000]), strict=True)
+            ]
             encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=True)
             ids += [np.asarray(row, np.int32) for row in encoded["input_ids"]]
             segments += [np.asarray(row, np.int8) for row in encoded["token_type_ids"]]
             lengths += [len(row) for row in encoded["input_ids"]]
         self._ids, self._segments, self._bounds = np.concatenate(ids), np.concatenate(segments), np.cumsum(lengths)
-        self._labels = [row.label for row in examples]
+        self.labels = [row.label for row in examples]
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self.labels)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         span = slice(self._bounds[row], self._bounds[row + 1])
         return {
             "input_ids": self._ids[span].tolist(),
             "token_type_ids": self._segments[span].tolist(),
-            "label": self._labels[row],
+            "label": self.labels[row],
         }
 
     def by_length(self) -> list[int]:
@@ -86,10 +94,7 @@ class EncodedTask:
 
 
 def encode_task(data: TaskData, encoder: Encoder, settings: Settings) -> EncodedTask:
-    """Tokenise all rows once. Raises `UserError` when the model has fewer positions than `max_length`."""
-    positions = encoder.config.max_position_embeddings
-    if settings.max_length > positions:
-        raise UserError(f"--max-length {settings.max_length} is more than the model's {positions} positions.")
+    """Tokenise all rows once, for any number of seeds."""
 
     def encode(examples: Sequence[Example]) -> EncodedRows:
         return EncodedRows(examples, encoder.tokenizer, settings.max_length)
@@ -149,13 +154,17 @@ def fine_tune(task: EncodedTask, encoder: Encoder, seed: int, settings: Settings
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        trainer.args.train_sampling_strategy = "random"  # grouping by length would shuffle the dev rows as well
         return {name: _predict(trainer, rows, f"{name}, seed {seed}") for name, rows in task.dev.items()}
 
 
 def _predict(trainer: Any, rows: EncodedRows, what: str) -> list[int] | list[float]:
     """Predictions for `rows` in their own order; they are run sorted by length."""
     order = rows.by_length()
-    outputs = np.asarray(trainer.predict(torch.utils.data.Subset(rows, order)).predictions)
+    output = trainer.predict(torch.utils.data.Subset(rows, order))
+    outputs, expected = np.asarray(output.predictions), [rows.labels[row] for row in order]
+    if not np.allclose(output.label_ids, expected):
+        raise RuntimeError(f"{what}: predictions came back in another order than asked for")
     if not np.isfinite(outputs).all():
         raise UserError(f"{what}: training diverged (outputs are not finite); try a lower --learning-rate.")
     values = outputs.argmax(axis=1) if outputs.shape[1] > 1 else outputs[:, 0]

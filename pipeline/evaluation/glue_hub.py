@@ -20,7 +20,9 @@ def load(task: GlueTask) -> TaskData:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(f"hub: {HUB_NAME}, {task.name} could not be loaded ({reason}).") from error
     train = convert(task, splits["train"], "train")
-    return TaskData(task, train, {dev.name: convert(task, splits[dev.hub_split], dev.hub_split) for dev in task.dev_sets})
+    return TaskData(
+        task, train, {dev.name: convert(task, splits[dev.hub_split], dev.hub_split) for dev in task.dev_sets}
+    )
 
 
 def convert(task: GlueTask, split: Any, name: str) -> Split:

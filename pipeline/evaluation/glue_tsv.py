@@ -135,5 +135,7 @@ def _split_original_mrpc(task: GlueTask, folder: Path) -> TaskData:
         rows = dev if tuple(ids) in dev_ids else train
         rows.append(Example(len(rows), (first, second), parse_label(task, text, path, line)))
     if not train or not dev:
-        raise DataError(f"{path}: {'no rows' if not train else 'none of its pairs'} left for {'train' if not train else 'dev'}.")
+        raise DataError(
+            f"{path}: {'no rows' if not train else 'none of its pairs'} left for {'train' if not train else 'dev'}."
+        )
     return TaskData(task, Split(train, path.name), {task.name: Split(dev, path.name)})

@@ -1,0 +1,255 @@
+"""The recipe: what is trained. One YAML file, every key of which can be overridden as `--section.key value`.
+
+How it runs (ZeRO stage, precision, micro-batch) is the DeepSpeed JSON's business, see `engine.deepspeed_config`.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from pipeline.compaction.schedule import CompactionConfig
+from pipeline.errors import UserError
+
+
+@dataclass
+class TeacherConfig:
+    """Where the weights come from."""
+
+    path: str | None = None
+    """Directory or hub name of a Hugging Face BERT. Wanted by every method but scratch."""
+    head_warmup_steps: int = 500
+    """Steps on a new MLM head with everything else frozen; only for a teacher that comes without one."""
+    head_lr: float = 1e-4
+    """Peak learning rate of that warm-up."""
+
+
+@dataclass
+class DataConfig:
+    """What is read."""
+
+    shards: Any = None
+    """A shard directory, or a list of {path: DIR, weight: X}."""
+    heldout: str | None = None
+    """A shard directory to measure the held-out loss on. Without one, windows are kept back from `shards`."""
+    heldout_windows: int = 256
+    """Windows the held-out loss is measured on."""
+    seq_len: int = 128
+    mask_fraction: float = 0.15
+    whole_word: bool = False
+
+    def __post_init__(self) -> None:
+        if self.seq_len < 8:
+            raise UserError(f"data.seq_len must be at least 8 tokens, not {self.seq_len}")
+        if not 0 < self.mask_fraction < 1:
+            raise UserError(f"data.mask_fraction must lie between 0 and 1, and is {self.mask_fraction}")
+        if round(self.mask_fraction * (self.seq_len - 2)) < 1:
+            raise UserError(
+                f"data.mask_fraction {self.mask_fraction} of {self.seq_len - 2} tokens leaves nothing to predict"
+            )
+        if self.heldout_windows < 1:
+            raise UserError("data.heldout_windows must be at least 1")
+
+    def sources(self) -> list[tuple[Path, float]]:
+        """Directories and weights.
+
+        Raises:
+            UserError: `shards` is missing or of another form.
+        """
+        if self.shards is None:
+            raise UserError("the recipe names no data: set data.shards to a directory that build_shards.py wrote")
+        if isinstance(self.shards, str):
+            return [(Path(self.shards), 1.0)]
+        try:
+            sources = [(Path(entry["path"]), float(entry["weight"])) for entry in self.shards]
+        except (TypeError, KeyError, ValueError):
+            sources = []
+        if not sources or any(weight <= 0 for _, weight in sources):
+            raise UserError(
+                f"data.shards must be a directory or a list of {{path: DIR, weight: X}} with X > 0, not {self.shards!r}"
+            )
+        return sources
+
+
+@dataclass
+class TargetConfig:
+    """The student's shape (or, for scratch, the shape of the new BERT)."""
+
+    hidden: int | None = None
+    head_size: int | None = None
+    intermediate: int | None = None
+    """Default: 4 x hidden."""
+    layers: int | None = None
+    """Scratch only: a student keeps its teacher's layers."""
+    params: Any = None
+    """Instead of hidden: a number of parameters without pooler and MLM head, such as 11M."""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "head_size", "intermediate", "layers"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"target.{name} must be at least 1, not {value}")
+
+    def parameter_count(self) -> int | None:
+        """`params` as a number: 11M, 11.5M, 500k or plain digits."""
+        if self.params is None:
+            return None
+        text = str(self.params).strip().lower()
+        factor = {"k": 1e3, "m": 1e6, "b": 1e9}.get(text[-1:], 1.0)
+        try:
+            count = int(float(text.rstrip("kmb")) * factor)
+        except ValueError:
+            count = 0
+        if count < 1:
+            raise UserError(f"target.params must be a number such as 11M, not {self.params!r}")
+        return count
+
+
+@dataclass
+class TrainConfig:
+    """The optimization."""
+
+    steps: int = 400_000
+    global_batch: int = 960
+    """Sequences per optimizer step, over all ranks and accumulations."""
+    lr: float = 1e-6
+    """Peak learning rate of the teacher's own weights; of everything, for scratch."""
+    compactor_lr: float = 5e-5
+    warmup: float = 0.01
+    """Share of the steps in which the learning rate rises; it falls linearly to 0 afterwards."""
+    weight_decay: float = 0.01
+    dropout: float = 0.1
+    seed: int = 1
+    checkpoint_every: int = 1000
+    keep_checkpoints: int = 2
+    evaluate_every: int = 1000
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch", "checkpoint_every", "keep_checkpoints", "evaluate_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("lr", "compactor_lr", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name} must not be negative, and is {getattr(self, name)}")
+        for name in ("warmup", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"train.{name} must lie in [0, 1), and is {getattr(self, name)}")
+
+
+@dataclass
+class Recipe:
+    """What is trained, in five sections and a method."""
+
+    method: Literal["wid", "scratch"] = "wid"
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    compaction: CompactionConfig = field(default_factory=CompactionConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.method == "wid":
+            if self.teacher.path is None:
+                raise UserError("method wid needs a teacher: set teacher.path to a BERT directory or hub name")
+            if self.target.layers is not None:
+                raise UserError("target.layers is for method scratch: a WID student has its teacher's layers")
+            if self.compaction.end_step > self.train.steps:
+                raise UserError(
+                    f"the narrowing schedule ends at step {self.compaction.end_step}, after train.steps "
+                    f"{self.train.steps}: train longer or shorten the compaction section"
+                )
+        elif self.teacher.path is not None:
+            raise UserError("method scratch takes no teacher: remove teacher.path, or use method wid")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def load_recipe(path: Path, overrides: list[str]) -> Recipe:
+    """Read a recipe and apply `--section.key value` pairs.
+
+    Raises:
+        UserError: the file or a key does not exist, a value has the wrong type, or the combination is impossible.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path} is no YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"recipe {path} must hold sections such as `train:`, not a {type(content).__name__}")
+    for key, value in _pairs(overrides):
+        node = content
+        *sections, last = key.split(".")
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise UserError(f"--{key}: {section} is no section")
+        node[last] = yaml.safe_load(value)
+    return build(Recipe, content, where=str(path))
+
+
+def _pairs(overrides: list[str]) -> list[tuple[str, str]]:
+    """`--a.b 1 --c.d=2` -> [(a.b, 1), (c.d, 2)]."""
+    pairs, rest = [], list(overrides)
+    while rest:
+        option = rest.pop(0)
+        if not option.startswith("--") or option == "--":
+            raise UserError(f"unexpected argument {option!r}: recipe keys are given as --section.key value")
+        key, equals, value = option[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise UserError(f"--{key} needs a value")
+            value = rest.pop(0)
+        pairs.append((key, value))
+    return pairs
+
+
+def build(kind: type, content: Any, where: str, prefix: str = "") -> Any:
+    """Make the dataclass `kind` of nested dictionaries, checking keys and types.
+
+    Raises:
+        UserError: names the key, what was expected, and the nearest known key.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: {prefix.rstrip('.')} must be a section with keys, not {content!r}")
+    hints = typing.get_type_hints(kind)
+    for key in content:
+        if key not in hints:
+            near = difflib.get_close_matches(str(key), hints, n=1)
+            guess = f", did you mean {prefix}{near[0]}?" if near else f"; known are {', '.join(hints)}"
+            raise UserError(f"{where}: there is no key {prefix}{key}{guess}")
+    values = {key: _convert(hints[key], value, where, prefix + key) for key, value in content.items()}
+    return kind(**values)
+
+
+def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type, hint), value or {}, where, key + ".")
+    if hint is Any:
+        return value
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in options:
+            raise UserError(f"{where}: {key} must be one of {', '.join(options)}, not {value!r}")
+        return value
+    if origin is types.UnionType:
+        return None if value is None else _convert(options[0], value, where, key)
+    # YAML reads 1e-4 as text and 2 as a whole number: both are fine where a real number is wanted.
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is str and value is not None and not isinstance(value, (dict, list, bool)):
+        return str(value)
+    if type(value) is not hint:
+        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+        raise UserError(f"{where}: {key} must be {expected}, not {value!r}")
+    return value

@@ -1,0 +1,139 @@
+"""Checkpoints that can be trusted: whole or not there, and checked before they are believed.
+
+checkpoints/step_N/parameters.safetensors   fp32 parameters by name
+                   exp_avg.safetensors      Adam's first moments
+                   exp_avg_sq.safetensors   Adam's second moments
+                   compaction.safetensors   what was retired when, and the running scores
+                   trainer.json             step, optimizer steps
+                   config.json              the BERT configuration of the model that is trained
+                   complete.json            size and SHA-256 of every file above; written last
+checkpoints/latest                          name of the newest, replaced atomically
+"""
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.data.files import sha256_of, sync_directory, write_atomically, writing
+from pipeline.errors import DataError, UserError
+
+MARKER = "complete.json"
+TENSOR_FILES = ("parameters", "exp_avg", "exp_avg_sq", "compaction")
+
+
+@dataclass
+class Checkpoint:
+    """Contents of one checkpoint: tensors per file, and plain values."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    trainer: dict[str, Any]
+    bert_config: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.trainer["step"])
+
+
+def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write `directory`/step_N under a temporary name, rename it, point `latest` to it, drop all but `keep`."""
+    final = directory / f"step_{checkpoint.step}"
+    temporary = directory / f".{final.name}.{os.getpid()}.tmp"
+    with writing(final):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for name in TENSOR_FILES:
+            save_file(checkpoint.tensors[name], temporary / f"{name}.safetensors")
+        (temporary / "trainer.json").write_text(json.dumps(checkpoint.trainer, indent=1) + "\n")
+        (temporary / "config.json").write_text(json.dumps(checkpoint.bert_config, indent=1) + "\n")
+        _sync_files(temporary)
+        files = {path.name: _signature(path) for path in sorted(temporary.iterdir())}
+        write_atomically(temporary / MARKER, (json.dumps(files, indent=1) + "\n").encode())
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        sync_directory(directory)
+    write_atomically(directory / "latest", f"{final.name}\n".encode())
+    for old in complete_checkpoints(directory)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def why_incomplete(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in a sentence; None if every file is what was written.
+
+    This is the only place that says what a complete checkpoint is.
+    """
+    try:
+        files = json.loads((path / MARKER).read_bytes())
+        missing = {f"{name}.safetensors" for name in TENSOR_FILES} | {"trainer.json", "config.json"}
+        if not missing <= files.keys():
+            return f"{path / MARKER} does not list {', '.join(sorted(missing - files.keys()))}"
+        for name, signature in files.items():
+            if _signature(path / name) != signature:
+                return f"{path / name} is not what was written (size or hash differs)"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"{path} has no readable {MARKER}, or a file is missing ({error})"
+    return None
+
+
+def complete_checkpoints(directory: Path) -> list[Path]:
+    """Directories with a completion marker, oldest first. Files are not read; `load_checkpoint` does that."""
+    found = [path for path in directory.glob("step_*") if (path / MARKER).is_file() and path.name[5:].isdigit()]
+    return sorted(found, key=lambda path: int(path.name[5:]))
+
+
+def newest_complete(directory: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that passes every check, and a sentence for each newer one that does not."""
+    faults: list[str] = []
+    for path in reversed(complete_checkpoints(directory)):
+        fault = why_incomplete(path)
+        if fault is None:
+            return path, faults
+        faults.append(fault)
+    return None, faults
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint that `newest_complete` found.
+
+    Raises:
+        DataError: it is not complete after all.
+    """
+    fault = why_incomplete(path)
+    if fault:
+        raise DataError(fault)
+    return Checkpoint(
+        tensors={name: load_file(path / f"{name}.safetensors") for name in TENSOR_FILES},
+        trainer=json.loads((path / "trainer.json").read_text()),
+        bert_config=json.loads((path / "config.json").read_text()),
+    )
+
+
+def require_checkpoint(run_directory: Path) -> Path:
+    """The newest complete checkpoint of a run that must have one.
+
+    Raises:
+        UserError: the directory is no run, or has no usable checkpoint.
+    """
+    if not (run_directory / "config.yaml").is_file():
+        raise UserError(f"{run_directory} is no run directory of pipeline/train.py (it has no config.yaml)")
+    path, faults = newest_complete(run_directory / "checkpoints")
+    if path is None:
+        reason = f": {faults[0]}" if faults else "; train on until one is written"
+        raise UserError(f"{run_directory} has no usable checkpoint{reason}")
+    return path
+
+
+def _signature(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _sync_files(directory: Path) -> None:
+    for path in directory.iterdir():
+        with open(path, "rb") as stream:
+            os.fsync(stream.fileno())

@@ -1,0 +1,95 @@
+"""The DeepSpeed JSON: checked against the recipe and the machine, and completed with what follows from both."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import TrainConfig
+from pipeline.errors import UserError
+
+# What a DeepSpeed JSON may say here. DeepSpeed ignores top-level keys it does not know, typing errors among them.
+_KNOWN = {
+    "train_micro_batch_size_per_gpu",
+    "zero_optimization",
+    "bf16",
+    "fp16",
+    "gradient_clipping",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "activation_checkpointing",
+    "comms_logger",
+    "flops_profiler",
+    "wall_clock_breakdown",
+    "steps_per_print",
+    "dump_state",
+    "aio",
+    "zero_force_ds_cpu_optimizer",
+}
+
+
+def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[str, Any]:
+    """The configuration to hand to `deepspeed.initialize`, with accumulation and batch size filled in.
+
+    Raises:
+        UserError: the file is missing or no JSON, a key is unknown or contradicts the recipe, the global batch
+            does not divide, or the machine cannot run the precision.
+    """
+    config = _read(path)
+    micro = config.get("train_micro_batch_size_per_gpu")
+    if not isinstance(micro, int) or micro < 1:
+        raise UserError(f"{path}: set train_micro_batch_size_per_gpu to the sequences one rank takes at a time")
+    if train.global_batch % (micro * ranks):
+        raise UserError(
+            f"{path}: train.global_batch {train.global_batch} is not a multiple of train_micro_batch_size_per_gpu "
+            f"{micro} x {ranks} ranks"
+        )
+    accumulation = train.global_batch // (micro * ranks)
+    for key, value in (("gradient_accumulation_steps", accumulation), ("train_batch_size", train.global_batch)):
+        if config.setdefault(key, value) != value:
+            raise UserError(f"{path}: {key} is {config[key]}, but the recipe and {ranks} ranks make it {value}")
+    for key in ("optimizer", "scheduler"):
+        if key in config:
+            raise UserError(f"{path}: {key} belongs to the recipe (its train section), remove it here")
+    unknown = set(config) - _KNOWN - {"gradient_accumulation_steps", "train_batch_size"}
+    if unknown:
+        raise UserError(f"{path}: unknown key {sorted(unknown)[0]}; known are {', '.join(sorted(_KNOWN))}")
+    _check_machine(path, config)
+    config.setdefault("steps_per_print", 10**9)
+    return config
+
+
+def zero_stage(config: dict[str, Any]) -> int:
+    return int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+def precision(config: dict[str, Any]) -> str:
+    """fp32, bf16 or fp16."""
+    return next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")), "fp32")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"DeepSpeed configuration {path} cannot be read: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"DeepSpeed configuration {path} is no JSON: line {error.lineno}: {error.msg}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"DeepSpeed configuration {path} must be a JSON object")
+    return config
+
+
+def _check_machine(path: Path, config: dict[str, Any]) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    if config.get("bf16", {}).get("enabled") and config.get("fp16", {}).get("enabled"):
+        raise UserError(f"{path}: bf16 and fp16 are both enabled, choose one")
+    accelerator = get_accelerator()
+    name = accelerator.device_name()
+    if precision(config) == "fp16" and not accelerator.is_fp16_supported():
+        raise UserError(f"{path}: fp16 does not run on this machine's {name}; use a bf16 or fp32 configuration")
+    if precision(config) == "bf16" and not accelerator.is_bf16_supported():
+        raise UserError(f"{path}: bf16 does not run on this machine's {name}; use an fp32 configuration")
+    if not isinstance(config.get("zero_optimization", {}), dict) or zero_stage(config) not in (0, 1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3")

@@ -1,0 +1,103 @@
+"""Processes: who we are, on which device, and the few collectives the trainer needs."""
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# What other launchers call the rank, the number of ranks and the rank on this node.
+_LAUNCHERS = {
+    "RANK": ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"),
+    "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"),
+    "LOCAL_RANK": ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"),
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the processes of the run."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Average over ranks, in place."""
+        dist.all_reduce(values)
+        return values.div_(self.size)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place."""
+        dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank if it is on one."""
+        value = torch.tensor([float(flag)], device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's picklable `value`, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+
+def adopt_launcher_environment() -> None:
+    """Set RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* from whatever started this process; alone: one rank."""
+    if "RANK" not in os.environ:
+        for name, others in _LAUNCHERS.items():
+            value = next((os.environ[other] for other in others if other in os.environ), None)
+            if value is not None:
+                os.environ[name] = value
+    for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, alone)
+    if os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    os.environ.setdefault("MASTER_PORT", "29500")
+
+
+def start(timeout_minutes: float = 30) -> World:
+    """Join the process group: nccl on GPUs, gloo on CPUs."""
+    import deepspeed
+    import deepspeed.ops
+    from deepspeed.accelerator import get_accelerator
+
+    adopt_launcher_environment()
+    local_rank = int(os.environ["LOCAL_RANK"])
+    on_cpu = get_accelerator().device_name() == "cpu"
+    if on_cpu:
+        # Otherwise the first collective compiles a shared-memory extension and needs a C++ compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        device = torch.device("cpu")
+    else:
+        device = torch.device(get_accelerator().device_name(local_rank))
+        get_accelerator().set_device(local_rank)
+    deepspeed.init_distributed(
+        dist_backend="gloo" if on_cpu else "nccl",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timedelta(minutes=timeout_minutes),
+    )
+    return World(dist.get_rank(), dist.get_world_size(), device)
+
+
+def stop() -> None:
+    """Leave together, so that no rank's exit is taken for a failure by another."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()

@@ -1,0 +1,68 @@
+"""AdamW with separate learning rates for the teacher's own weights and for the compactors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipeline.compaction.model import is_compactor
+from pipeline.config import TeacherConfig, TrainConfig
+
+BETAS = (0.9, 0.999)
+EPSILON = 1e-6
+_HEAD = ("transform", "decoder")
+"""First parts of the parameter names of the MLM head, as CompactedBert names them."""
+
+
+def parameter_role(name: str) -> str:
+    """`compactor`, `head` or `weights`, from a parameter's name."""
+    if is_compactor(name):
+        return "compactor"
+    return "head" if name.startswith(_HEAD) else "weights"
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """One group per role and decay. Biases, gains and everything else with one dimension does not decay."""
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((parameter_role(name), parameter.ndim > 1), []).append(parameter)
+    return [
+        {"params": parameters, "role": role, "weight_decay": weight_decay if decays else 0.0}
+        for (role, decays), parameters in groups.items()
+    ]
+
+
+def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameter_groups(model, train.weight_decay), lr=0.0, betas=BETAS, eps=EPSILON)
+
+
+def learning_rates(train: TrainConfig, teacher: TeacherConfig, head_is_new: bool) -> Callable[[int], dict[str, float]]:
+    """A function from the step (from 0) to the learning rate of each role.
+
+    Linear rise over the warm-up share of the steps, then linear fall to 0. A new MLM head is first trained alone,
+    everything else standing still at rate 0, and the schedule of the rest begins after that.
+    """
+    alone = teacher.head_warmup_steps if head_is_new else 0
+
+    def factor(step: int, steps: int, warmup: int) -> float:
+        return (step + 1) / warmup if step < warmup else (steps - step) / max(steps - warmup, 1)
+
+    def rates(step: int) -> dict[str, float]:
+        if step < alone:
+            return {
+                "weights": 0.0,
+                "compactor": 0.0,
+                "head": teacher.head_lr * factor(step, alone, max(alone // 10, 1)),
+            }
+        steps = train.steps - alone
+        scale = factor(step - alone, steps, max(round(train.warmup * steps), 1))
+        return {"weights": train.lr * scale, "compactor": train.compactor_lr * scale, "head": train.lr * scale}
+
+    return rates
+
+
+def set_learning_rates(optimizer: Any, rates: dict[str, float]) -> None:
+    """Write the rates into the groups of a torch or DeepSpeed optimizer."""
+    for group in optimizer.param_groups:
+        group["lr"] = rates[group["role"]]

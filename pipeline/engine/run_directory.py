@@ -1,0 +1,114 @@
+"""The directory of one run: who owns it, what is recorded at the start, and the records that grow.
+
+config.yaml       the resolved recipe        ds_config.json    the completed DeepSpeed configuration
+environment.txt   versions and commit        metrics.jsonl     one object per logged step
+selection.jsonl   every retirement           tensorboard/  checkpoints/
+"""
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.config import Recipe
+from pipeline.data.files import write_atomically, writing
+from pipeline.engine.checkpoint import newest_complete
+from pipeline.errors import UserError
+
+_PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "tensorboard")
+
+
+def resume_point(directory: Path, recipe: Recipe) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from (None for a new run) and sentences about broken newer ones. Changes nothing.
+
+    Raises:
+        UserError: the directory belongs to something else, or to a run of another recipe.
+    """
+    config = directory / "config.yaml"
+    if not directory.exists() or not any(directory.iterdir()):
+        return None, []
+    if not config.is_file():
+        raise UserError(f"{directory} is not empty and no run directory: choose another --output")
+    recorded = yaml.safe_load(config.read_text(encoding="utf-8"))
+    difference = _difference(recorded, recipe.to_dict())
+    if difference:
+        raise UserError(f"{directory} holds another run: {difference}; choose another --output")
+    if recipe.train.steps < recorded["train"]["steps"]:
+        raise UserError(
+            f"{directory} was started for {recorded['train']['steps']} steps; train.steps may grow, not shrink to "
+            f"{recipe.train.steps}"
+        )
+    return newest_complete(directory / "checkpoints")
+
+
+def _difference(recorded: Any, wanted: dict[str, Any], prefix: str = "") -> str | None:
+    """The first key in which two recipes differ, train.steps aside."""
+    for key in sorted(set(recorded) | set(wanted)):
+        old, new = recorded.get(key), wanted.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found = _difference(old, new, f"{prefix}{key}.")
+            if found:
+                return found
+        elif old != new and prefix + key != "train.steps":
+            return f"its {prefix}{key} is {old!r}, not {new!r}"
+    return None
+
+
+def record_start(directory: Path, recipe: Recipe, deepspeed_config: dict[str, Any], command: list[str]) -> None:
+    """Write what a run is, before its first step."""
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "checkpoints").mkdir(exist_ok=True)
+    write_atomically(directory / "config.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
+    write_atomically(directory / "ds_config.json", (json.dumps(deepspeed_config, indent=1) + "\n").encode())
+    write_atomically(directory / "environment.txt", _environment(command).encode())
+
+
+def _environment(command: list[str]) -> str:
+    lines = [f"command: {' '.join(command)}", f"python: {platform.python_version()}", f"system: {platform.platform()}"]
+    for package in _PACKAGES:
+        try:
+            lines.append(f"{package}: {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            lines.append(f"{package}: not installed")
+    return "\n".join([*lines, f"commit: {git_commit()}"]) + "\n"
+
+
+def git_commit() -> str:
+    """The commit this code is at, with `-dirty` when files changed, or `unknown` outside a git clone."""
+    root = Path(__file__).resolve().parents[2]
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root, capture_output=True, text=True
+        )
+    except OSError:
+        return "unknown"
+    return described.stdout.strip() or "unknown"
+
+
+class JsonLines:
+    """A file of one JSON object per line, which a resumed run cuts back to where it goes on."""
+
+    def __init__(self, path: Path, until_step: int) -> None:
+        self.path = path
+        kept = [line for line in read_json_lines(path) if line["step"] <= until_step]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def append(self, **fields: Any) -> None:
+        with writing(self.path), open(self.path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(fields) + "\n")
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """All objects of the file; nothing if it does not exist. A last line cut by a kill is left out."""
+    objects = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            objects.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return objects

@@ -1,0 +1,146 @@
+"""One portable training state: fp32 parameters and both Adam moments, tensor by tensor, under their own names.
+
+It knows nothing of ranks, ZeRO stages or precisions, so the same files serve resuming anywhere, folding, and any
+other tool. At stages 1 to 3 DeepSpeed's public `safe_get_*` and `safe_set_*` reach the fp32 state; at stage 0 torch's
+optimizer holds it, in the order of the parameter groups.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import deepspeed
+import torch
+import torch.nn.functional as F
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_get_local_fp32_param,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from pipeline.engine.distributed import World
+from pipeline.engine.optimizer import parameter_groups
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+Tensors = dict[str, Tensor]
+
+
+def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The torch optimizer below DeepSpeed's wrapper."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
+def create_moments(engine: Any) -> None:
+    """Make Adam's moments exist before the first step, as torch itself would at that step, and count from 0.
+
+    At ZeRO 1 and 2 DeepSpeed ties moments to parameters as soon as the first of several parameter groups has stepped,
+    and never finds those of the others. Some of its wrappers take a step with gradient 0 when they are made. (0.19.8)
+    """
+    inner = inner_optimizer(engine)
+    if engine.zero_optimization_stage() < 3:
+        for group in inner.param_groups:
+            for master in group["params"]:
+                moments = {moment: torch.zeros_like(master) for moment in MOMENTS}
+                inner.state[master] = {"step": torch.tensor(0.0), **moments}
+
+
+def gather_state(engine: Any, keep: bool) -> dict[str, Tensors]:
+    """Collect `parameters`, `exp_avg` and `exp_avg_sq`, each name -> fp32 CPU tensor. All ranks must call.
+
+    Args:
+        keep: whether this rank wants the result (rank 0); the others take part and get empty dictionaries.
+    """
+    state: dict[str, Tensors] = {"parameters": {}, **{moment: {} for moment in MOMENTS}}
+    masters = _stage_0_masters(engine)
+    for name, parameter in engine.module.named_parameters():
+        if masters:
+            own = inner_optimizer(engine).state[masters[parameter]]
+            values = [masters[parameter], *(own[moment] for moment in MOMENTS)]
+        else:
+            values = [safe_get_full_fp32_param(parameter)]
+            values += [safe_get_full_optimizer_state(parameter, moment) for moment in MOMENTS]
+        if keep:
+            for kind, value in zip(state, values, strict=True):
+                # A copy: at stage 0 the values are the live tensors themselves.
+                state[kind][name] = value.detach().to("cpu", torch.float32, copy=True).contiguous()
+    return state
+
+
+def restore_state(engine: Any, state: dict[str, Tensors], steps: int, world: World, example: Tensors) -> None:
+    """Put a gathered state back. All ranks must call, each with the whole state.
+
+    The module must have been given `state["parameters"]` before DeepSpeed took it, which sets the working copies;
+    here follow the fp32 masters and the moments. DeepSpeed links those to the parameters at the first step only, so
+    one step with gradient 0 and learning rate 0 comes first.
+
+    Args:
+        steps: what `optimizer_steps` returned.
+        example: keyword arguments for one forward pass.
+    """
+    _take_empty_step(engine, example)
+    masters = _stage_0_masters(engine)
+    for name, parameter in engine.module.named_parameters():
+        values = {kind: tensors[name].to(parameter.device) for kind, tensors in state.items()}
+        if masters:
+            masters[parameter].data.copy_(values["parameters"])
+            for moment in MOMENTS:
+                inner_optimizer(engine).state[masters[parameter]][moment].copy_(values[moment])
+        elif engine.zero_optimization_stage() == 3:
+            _set_partitions(parameter, values, world)
+        else:
+            safe_set_full_fp32_param(parameter, values["parameters"])
+            for moment in MOMENTS:
+                safe_set_full_optimizer_state(parameter, values[moment], moment)
+    for own in inner_optimizer(engine).state.values():
+        own["step"].fill_(steps)
+
+
+def optimizer_steps(engine: Any) -> int:
+    """Steps that Adam has counted (skipped ones are not)."""
+    return next((int(own["step"]) for own in inner_optimizer(engine).state.values() if "step" in own), 0)
+
+
+def gathered(parameters: list[nn.Parameter]) -> Any:
+    """Context in which the parameters are whole on every rank (they always are below ZeRO-3)."""
+    return deepspeed.zero.GatheredParameters(parameters, enabled=any(hasattr(p, "ds_id") for p in parameters))
+
+
+def _stage_0_masters(engine: Any) -> dict[nn.Parameter, Tensor]:
+    """Parameter -> the fp32 tensor that torch's optimizer updates; empty at the stages that partition it.
+
+    In fp32 they are the same tensor, in half precision DeepSpeed keeps a copy at the same place of the same group.
+    """
+    if engine.zero_optimization_stage() > 0:
+        return {}
+    groups = zip(_parameters_in_group_order(engine), inner_optimizer(engine).param_groups, strict=True)
+    return {p: m for parameters, group in groups for p, m in zip(parameters, group["params"], strict=True)}
+
+
+def _parameters_in_group_order(engine: Any) -> Iterator[list[nn.Parameter]]:
+    for group in parameter_groups(engine.module, weight_decay=0.0):
+        yield group["params"]
+
+
+def _set_partitions(parameter: nn.Parameter, values: Tensors, world: World) -> None:
+    """Write this rank's part at ZeRO-3. DeepSpeed's own setter of whole tensors fails where the ranks do not divide
+    the size (0.19.8): the last part is padded."""
+    size = safe_get_local_fp32_param(parameter).numel()
+    for kind, value in values.items():
+        padded = F.pad(value.flatten(), (0, size * world.size - value.numel()))
+        part = padded.narrow(0, size * world.rank, size)
+        if kind == "parameters":
+            safe_set_local_fp32_param(parameter, part)
+        else:
+            safe_set_local_optimizer_state(parameter, part, kind)
+
+
+def _take_empty_step(engine: Any, example: Tensors) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = 0.0
+    for _ in range(engine.gradient_accumulation_steps()):
+        engine.backward(engine(**example).float().sum() * 0.0)
+        engine.step()

@@ -1,0 +1,168 @@
+"""Fold: multiply compactors and weights of a finished run into an ordinary small BERT.
+
+    python pipeline/fold.py --run RUN_DIR --output STUDENT_DIR
+
+1. Read the newest complete checkpoint: fp32 masters, whatever the run's precision and ZeRO stage.
+2. Fold in float64.
+3. Measure the difference in logits on windows of the run's held-out text; refuse a student that is not the model.
+4. Write what `save_pretrained` writes, the tokenizer, a model card and `fold.json`.
+
+A run of method scratch has nothing to fold; its model is written the same way.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.errors import EXIT_DONE, UserError, run_entry_point
+from pipeline.launch import add_launcher_arguments, only_rank_zero
+
+FORMAT = "wid-fold-1"
+WINDOWS_COMPARED = 16
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Fold a finished run into a student that any tool loads.")
+    parser.add_argument("--run", type=Path, required=True, help="run directory of pipeline/train.py")
+    parser.add_argument("--output", type=Path, required=True, help="directory of the student; must not exist yet")
+    parser.add_argument("--shards", type=Path, help="shard directory, if the run's own has moved")
+    add_launcher_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if not only_rank_zero():
+        return EXIT_DONE
+    if arguments.output.exists() and any(arguments.output.iterdir()):
+        raise UserError(f"{arguments.output} is not empty: choose another --output")
+    fold_run(arguments.run, arguments.output, arguments.shards)
+    return EXIT_DONE
+
+
+def fold_run(run: Path, output: Path, shards: Path | None = None) -> None:
+    """Fold the newest checkpoint of `run` into the directory `output`.
+
+    Raises:
+        UserError: no usable checkpoint, an unfinished schedule, or logits that differ by more than the limits.
+    """
+    import torch
+
+    from pipeline.compaction.fold import compare, fold
+    from pipeline.compaction.model import CompactedBert
+    from pipeline.config import load_recipe
+    from pipeline.data.manifest import TOKENIZER_NAME
+    from pipeline.data.open import open_training_data
+    from pipeline.data.vocabulary import load_tokenizer
+    from pipeline.engine.checkpoint import load_checkpoint, require_checkpoint
+    from pipeline.models import load_parameters, rebuild_model
+
+    path = require_checkpoint(run)
+    recipe = load_recipe(run / "config.yaml", [f"--data.shards={shards}", "--data.heldout="] if shards else [])
+    checkpoint = load_checkpoint(path)
+    directory = recipe.data.sources()[0][0]
+    _, heldout, _ = open_training_data(recipe.data, recipe.train.seed)
+    model = rebuild_model(recipe, checkpoint.bert_config)
+    load_parameters(model, checkpoint.tensors["parameters"])
+    batches = [torch.from_numpy(batch.input_ids) for batch, _ in heldout.batches(min(8, WINDOWS_COMPARED))]
+    batches = batches[: WINDOWS_COMPARED // 8]
+
+    details: dict[str, Any] = {
+        "format": FORMAT,
+        "method": recipe.method,
+        "source_run": str(run),
+        "step": checkpoint.step,
+        "trained_seq_len": recipe.data.seq_len,
+        "tokens": checkpoint.step * recipe.train.global_batch * recipe.data.seq_len,
+    }
+    if isinstance(model, CompactedBert):
+        set_final_gates(model, recipe, checkpoint)
+        student = fold(model.eval())
+        report = compare(model, student, batches)
+        details |= {"strategy": recipe.compaction.strategy, **report.to_dict()}
+        if not report.passes:
+            raise UserError(f"the folded student is not the trained model, nothing is written: {report.to_dict()}")
+    else:
+        student = model.bert
+    write_student(student.float(), load_tokenizer(directory / TOKENIZER_NAME), details, output)
+
+
+def set_final_gates(model: Any, recipe: Any, checkpoint: Any) -> None:
+    """Set the gates as they were after the checkpoint's last step."""
+    from pipeline.compaction.schedule import Schedule
+
+    schedule = Schedule(recipe.compaction, model.gates, recipe.train.compactor_lr)
+    prefix = "selected_at."
+    selected = {n.removeprefix(prefix): t for n, t in checkpoint.tensors["compaction"].items() if n.startswith(prefix)}
+    schedule.load_state_dict(selected)
+    schedule.set_gates(checkpoint.step)
+
+
+def write_student(student: Any, tokenizer: Any, details: dict[str, Any], output: Path) -> None:
+    """Write the student under a temporary name and rename it; print what it is."""
+    from pipeline.compaction.model import shape_of
+    from pipeline.data.files import writing
+
+    shape = shape_of(student.config)
+    student.config.architectures = ["BertForMaskedLM"]
+    tokenizer.model_max_length = student.config.max_position_embeddings
+    details["target"] = {
+        "layers": shape.layers,
+        "hidden": shape.hidden,
+        "heads": shape.heads,
+        "intermediate": shape.intermediate,
+        "parameters": shape.parameters,
+    }
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        student.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "fold.json").write_text(json.dumps(details, indent=1) + "\n", encoding="utf-8")
+        (temporary / "README.md").write_text(model_card(details), encoding="utf-8")
+        if output.exists():
+            output.rmdir()
+        shutil.move(temporary, output)
+    print(f"{output}: {shape}")
+    if "max_logit_diff_fp32" in details:
+        print(
+            f"largest difference in logits: {details['max_logit_diff_fp64']:.1e} in float64, "
+            f"{details['max_logit_diff_fp32']:.1e} in fp32 (largest logit {details['max_abs_logit']:.1f})"
+        )
+
+
+def model_card(details: dict[str, Any]) -> str:
+    """The student's README.md."""
+    target = details["target"]
+    origin = "Weight-Inherited Distillation (WID)" if details["method"] == "wid" else "pre-training from scratch"
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: fill-mask",
+        "---",
+        f"# BERT, {target['parameters'] / 1e6:.1f}M parameters, by {origin}",
+        "",
+        f"{target['layers']} layers, hidden {target['hidden']}, {target['heads']} heads, intermediate "
+        f"{target['intermediate']}. Trained for {details['step']:,} steps ({details['tokens']:,} tokens) on sequences "
+        f"of {details['trained_seq_len']} tokens with masked-language modelling only.",
+        "",
+        "```python",
+        "from transformers import AutoModelForMaskedLM, AutoTokenizer",
+        'model = AutoModelForMaskedLM.from_pretrained("THIS_DIRECTORY")',
+        'tokenizer = AutoTokenizer.from_pretrained("THIS_DIRECTORY")',
+        "```",
+        "",
+        "It has no trained pooler; fine-tuning makes a new one. `fold.json` says which run it comes from.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

@@ -1,0 +1,211 @@
+"""The models a run can train: a new BERT, or a teacher with its compactors; and what makes a BERT a teacher."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, BertConfig, BertForMaskedLM
+
+from pipeline.compaction.model import CompactedBert, shape_of, take_positions
+from pipeline.compaction.shapes import BertShape, resolve_target
+from pipeline.config import Recipe, TargetConfig
+from pipeline.errors import UserError
+
+DEFAULT_POSITIONS = 512
+
+
+class PlainBert(nn.Module):
+    """An ordinary BERT with the interface of `CompactedBert`: logits where they are wanted."""
+
+    def __init__(self, bert: BertForMaskedLM) -> None:
+        super().__init__()
+        self.bert = bert
+        self.config = bert.config
+
+    def forward(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(batch, tokens), (batch, k) -> logits (batch, k, vocab); everywhere without `positions`."""
+        hidden = self.bert.bert(input_ids=input_ids).last_hidden_state
+        return self.bert.cls(hidden if positions is None else take_positions(hidden, positions))
+
+
+@dataclass
+class BuiltModel:
+    """A model to train, the Hugging Face configuration it was built from, and what the user should know."""
+
+    module: PlainBert | CompactedBert
+    bert_config: BertConfig
+    head_is_new: bool
+    notices: list[str]
+
+
+def build_model(recipe: Recipe, vocab_size: int) -> BuiltModel:
+    """The model that a new run starts from.
+
+    Raises:
+        UserError: the teacher cannot be used, or the target is no BERT that it can become.
+    """
+    torch.manual_seed(recipe.train.seed)
+    if recipe.method == "scratch":
+        config = _scratch_config(recipe, vocab_size)
+        return BuiltModel(
+            PlainBert(BertForMaskedLM(config)), config, False, [f"training from scratch: {shape_of(config)}"]
+        )
+    teacher, head_is_new, notices = load_teacher(str(recipe.teacher.path), recipe.train.dropout)
+    if teacher.config.vocab_size != vocab_size:
+        raise UserError(
+            f"teacher {recipe.teacher.path} has {teacher.config.vocab_size} tokens and the shards have {vocab_size}: "
+            "build the shards with the teacher's tokenizer"
+        )
+    if recipe.data.seq_len > teacher.config.max_position_embeddings:
+        raise UserError(
+            f"data.seq_len {recipe.data.seq_len} is longer than the teacher's "
+            f"{teacher.config.max_position_embeddings} positions"
+        )
+    if head_is_new and recipe.compaction.start_step < recipe.teacher.head_warmup_steps:
+        raise UserError(
+            f"the teacher's new MLM head warms up for {recipe.teacher.head_warmup_steps} steps, so "
+            f"compaction.start_step must not be before that, and is {recipe.compaction.start_step}"
+        )
+    module = compact(recipe, teacher)
+    notices += [f"teacher: {shape_of(teacher.config)}", f"student: {module.target}"]
+    return BuiltModel(module, teacher.config, head_is_new, notices)
+
+
+def rebuild_model(recipe: Recipe, bert_config: dict[str, Any]) -> PlainBert | CompactedBert:
+    """The same model as `build_model` made, without weights to start from: a checkpoint brings them."""
+    model = BertForMaskedLM(BertConfig.from_dict(bert_config))
+    return PlainBert(model) if recipe.method == "scratch" else compact(recipe, model)
+
+
+@torch.no_grad()
+def load_parameters(module: nn.Module, parameters: dict[str, Tensor]) -> None:
+    """Copy a checkpoint's parameters in. Tied ones have one name there, which `load_state_dict` would not accept.
+
+    Raises:
+        UserError: the names are not those of this model.
+    """
+    own = dict(module.named_parameters())
+    if own.keys() != parameters.keys():
+        odd = sorted(own.keys() ^ parameters.keys())[0]
+        raise UserError(f"the checkpoint does not fit the recipe's model: {odd} is in one of them only")
+    for name, parameter in own.items():
+        parameter.copy_(parameters[name])
+
+
+def compact(recipe: Recipe, teacher: BertForMaskedLM) -> CompactedBert:
+    """Wrap a teacher as the recipe says."""
+    target = resolve_student(recipe, shape_of(teacher.config))
+    penalty = recipe.compaction.decay == "penalty"
+    return CompactedBert(teacher, target, recipe.compaction.strategy, stops_gradient=penalty)
+
+
+def resolve_student(recipe: Recipe, teacher: BertShape) -> BertShape:
+    target = recipe.target
+    return resolve_target(
+        teacher,
+        recipe.compaction.strategy,
+        hidden=target.hidden,
+        head_size=target.head_size,
+        intermediate=target.intermediate,
+        params=target.parameter_count(),
+    )
+
+
+def load_teacher(path: str, dropout: float) -> tuple[BertForMaskedLM, bool, list[str]]:
+    """Load a BERT; returns the model, whether its MLM head is new, and notices for the user.
+
+    Raises:
+        UserError: it is missing, no BERT, or a BERT of a kind that cannot be compacted.
+    """
+    try:
+        config = AutoConfig.from_pretrained(path)
+        _check_teacher(path, config)
+        model, info = BertForMaskedLM.from_pretrained(
+            path,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            attn_implementation="sdpa",
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UserError(f"teacher {path} cannot be loaded from disk or from the hub: {reason}") from error
+    missing = set(info["missing_keys"])
+    if any(key.startswith("bert.") for key in missing):
+        raise UserError(f"teacher {path} lacks the weights of {sorted(missing)[0]}: it is no complete BERT")
+    head_is_new = any(key.startswith("cls.predictions.transform") for key in missing)
+    notices = []
+    if any("pooler" in key for key in info["unexpected_keys"]):
+        notices.append("the teacher's pooler is dropped: MLM does not train it, fine-tuning makes a new one")
+    if head_is_new:
+        notices.append("the teacher has no MLM head: a new one is initialised and warmed up with the rest frozen")
+    return model, head_is_new, notices
+
+
+def _check_teacher(path: str, config: Any) -> None:
+    if config.model_type != "bert":
+        raise UserError(f"teacher {path} is a {config.model_type} model; only model_type bert can be compacted")
+    if getattr(config, "position_embedding_type", "absolute") != "absolute":
+        raise UserError(f"teacher {path} uses {config.position_embedding_type} positions; only absolute ones work")
+    if not config.tie_word_embeddings:
+        raise UserError(f"teacher {path} has an untied MLM decoder; only tied ones can be compacted")
+    if config.is_decoder or config.add_cross_attention:
+        raise UserError(f"teacher {path} is a decoder; only BERT encoders can be compacted")
+
+
+def _scratch_config(recipe: Recipe, vocab_size: int) -> BertConfig:
+    shape = _scratch_shape(recipe.target, vocab_size, max(DEFAULT_POSITIONS, recipe.data.seq_len))
+    return BertConfig(
+        vocab_size=vocab_size,
+        hidden_size=shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate,
+        max_position_embeddings=shape.positions,
+        hidden_dropout_prob=recipe.train.dropout,
+        attention_probs_dropout_prob=recipe.train.dropout,
+        attn_implementation="sdpa",
+    )
+
+
+def _scratch_shape(target: TargetConfig, vocab_size: int, positions: int) -> BertShape:
+    """The shape in the target section; `params` picks the nearest hidden size for the given layers."""
+    layers, head_size = target.layers or 12, target.head_size or 64
+
+    def shape(heads: int) -> BertShape:
+        hidden = heads * head_size
+        return BertShape(layers, hidden, heads, target.intermediate or 4 * hidden, vocab_size, positions)
+
+    params = target.parameter_count()
+    if params is not None:
+        if target.hidden is not None:
+            raise UserError("give either target.params or target.hidden, not both")
+        return min((shape(heads) for heads in range(1, 129)), key=lambda s: abs(s.parameters - params))
+    if target.hidden is None or target.hidden % head_size:
+        raise UserError(
+            f"method scratch needs target.hidden as a multiple of target.head_size {head_size} (or target.params), "
+            f"not {target.hidden}"
+        )
+    return shape(target.hidden // head_size)
+
+
+def check_same_tokenizer(teacher: str, shards: Path, tokenizer: Any) -> None:
+    """Refuse a teacher directory whose own tokenizer gives other ids than that of the shards.
+
+    A teacher without tokenizer files passes; the sizes of the vocabularies are compared elsewhere.
+    """
+    from transformers import AutoTokenizer
+
+    if not any((Path(teacher) / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        return
+    if AutoTokenizer.from_pretrained(teacher).get_vocab() != tokenizer.get_vocab():
+        raise UserError(f"teacher {teacher} has another vocabulary than {shards}: build the shards with its tokenizer")
+
+
+def save_config(config: BertConfig) -> dict[str, Any]:
+    """A configuration as plain JSON values, for a checkpoint."""
+    return json.loads(config.to_json_string(use_diff=False))

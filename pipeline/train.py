@@ -1,0 +1,104 @@
+"""Train: compact a teacher (method wid) or pre-train a BERT from a shape (method scratch).
+
+    deepspeed pipeline/train.py --deepspeed_config ds_configs/X.json --config recipes/Y.yaml \\
+        [--section.key value ...] --output RUN_DIR
+
+1. Read recipe and DeepSpeed configuration; claim the run directory, or find the checkpoint to go on from.
+2. Open the shards; build the model.
+3. Hand model and optimizer to DeepSpeed; restore the checkpoint, if any.
+4. Train, with checkpoints on the way; exit with 0 at the end, with 75 if asked to stop before.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "WARNING")
+
+from pipeline.config import Recipe, load_recipe
+from pipeline.errors import EXIT_DONE, EXIT_STOPPED, run_entry_point
+from pipeline.launch import add_launcher_arguments
+
+
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description="Compact a BERT teacher, or pre-train a BERT from a shape, under DeepSpeed.",
+        epilog="Every recipe key can be given as --section.key value, for example --train.steps 1000.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", type=Path, required=True, help="recipe (YAML): what is trained")
+    parser.add_argument("--deepspeed_config", type=Path, required=True, help="DeepSpeed JSON: how it runs")
+    parser.add_argument("--output", type=Path, required=True, help="run directory; an interrupted run goes on in it")
+    add_launcher_arguments(parser)
+    return parser.parse_known_args()
+
+
+def main() -> int:
+    arguments, overrides = parse_arguments()
+    recipe = load_recipe(arguments.config, overrides)
+
+    from pipeline.engine import distributed
+
+    world = distributed.start()
+    finished = train(recipe, arguments, world)
+    distributed.stop()
+    return EXIT_DONE if finished else EXIT_STOPPED
+
+
+def train(recipe: Recipe, arguments: argparse.Namespace, world: Any) -> bool:
+    """Run the recipe; True if it was trained to its end."""
+    from pipeline.data.manifest import TOKENIZER_NAME
+    from pipeline.data.open import open_training_data
+    from pipeline.data.vocabulary import load_tokenizer
+    from pipeline.engine.checkpoint import load_checkpoint
+    from pipeline.engine.deepspeed_config import load_deepspeed_config
+    from pipeline.engine.run_directory import record_start, resume_point
+    from pipeline.engine.run_log import RunLog
+    from pipeline.engine.setup import initialize_engine
+    from pipeline.engine.trainer import Trainer
+    from pipeline.models import build_model, check_same_tokenizer, load_parameters
+
+    directory = arguments.output
+    deepspeed_config = load_deepspeed_config(arguments.deepspeed_config, recipe.train, world.size)
+    checkpoint_path, faults = world.broadcast(resume_point(directory, recipe) if world.is_main else None)
+
+    data, heldout, manifest = open_training_data(recipe.data, recipe.train.seed)
+    if recipe.teacher.path is not None:
+        shards = recipe.data.sources()[0][0]
+        check_same_tokenizer(recipe.teacher.path, shards, load_tokenizer(shards / TOKENIZER_NAME))
+    built = build_model(recipe, manifest.vocab_size)
+    checkpoint = load_checkpoint(checkpoint_path) if checkpoint_path else None
+    if checkpoint:
+        load_parameters(built.module, checkpoint.tensors["parameters"])
+        built.head_is_new = checkpoint.trainer["head_is_new"]
+    first_step = checkpoint.step if checkpoint else 0
+
+    log = None
+    if world.is_main:
+        record_start(directory, recipe, deepspeed_config, sys.argv)
+        log = RunLog(directory, first_step, recipe.train.steps)
+        for sentence in [*faults, *built.notices]:
+            log.say(sentence)
+        log.say(f"watch: tensorboard --logdir {directory}")
+    engine = initialize_engine(built.module, recipe.train, deepspeed_config)
+    trainer = Trainer(engine, recipe, built, data, heldout, world, directory, log)
+    if checkpoint:
+        trainer.resume(checkpoint)
+    if log and checkpoint:
+        log.say(f"resumed from {checkpoint_path}")
+    finished = trainer.run()
+    if log:
+        next_command = f"python pipeline/fold.py --run {directory} --output STUDENT_DIR"
+        log.say(
+            f"done: {next_command}" if finished else f"stopped on request at step {trainer.step}, checkpoint written"
+        )
+        log.close()
+    return finished
+
+
+if __name__ == "__main__":
+    run_entry_point(main)

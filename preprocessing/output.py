@@ -1,0 +1,130 @@
+"""The output directory of a build: whose it is, what is done, and when it is whole.
+
+DIR/.build/            while unfinished only
+    source_hash        of what this directory is being made
+    tokenizer/         the tokenizer the tasks use
+    task_00007.json    marker: task 7 is done, with these shards (names, counts, hashes)
+    lock               held by the build that runs
+DIR/shard_*.bin .idx   whole shards
+DIR/tokenizer/, DIR/manifest.json    appear last, in this order; then .build goes
+"""
+
+import fcntl
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TextIO
+
+from pipeline.data.files import remove_temporaries, sync_directory, write_atomically, writing
+from pipeline.data.indexed import ShardInfo
+from pipeline.data.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, read_manifest, tokenizer_fingerprint
+from pipeline.errors import DataError, UserError
+from preprocessing.tokenizers_io import load_fast, vocabulary_size
+
+BUILD_NAME = ".build"
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What a finished task left: its shards in order, documents skipped by reason, bytes of text read."""
+
+    shards: tuple[ShardInfo, ...]
+    skipped: dict[str, int]
+    text_bytes: int
+
+
+def write_marker(output: Path, task: int, result: TaskResult) -> None:
+    """Record that a task is done; its shards must be under their names already."""
+    write_atomically(_marker_path(output, task), json.dumps(asdict(result)).encode())
+
+
+class BuildDirectory:
+    """An output directory that belongs to one build, identified by its source hash."""
+
+    def __init__(self, output: Path, source_hash: str) -> None:
+        self.output = output
+        self.work = output / BUILD_NAME
+        self.source_hash = source_hash
+        self._lock: TextIO | None = None
+
+    def is_finished(self) -> bool:
+        """True if this build is done here. UserError if the directory holds anything but this build."""
+        if (self.output / MANIFEST_NAME).exists():
+            if read_manifest(self.output).source_hash != self.source_hash:
+                raise UserError(f"{self.output} holds finished shards of other input, tokenizer or shard size")
+            return True
+        recorded = self.work / "source_hash"
+        if recorded.exists() and recorded.read_text() != self.source_hash:
+            what = "an unfinished build of other input, tokenizer or shard size"
+            raise UserError(f"{self.output} holds {what}; delete it or choose another directory")
+        if not self.work.exists() and self.output.exists() and any(self.output.iterdir()):
+            raise UserError(f"{self.output} is not empty; choose another directory")
+        return False
+
+    def open(self, tokenizer: Path) -> Path:
+        """Begin or continue; `tokenizer` is a directory to copy. Return the directory the tasks read it from."""
+        with writing(self.output):
+            self.work.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            remove_temporaries(self.output)
+            remove_temporaries(self.work)
+            # A copy of a killed run may be incomplete.
+            shutil.copytree(tokenizer, self.work / TOKENIZER_NAME, dirs_exist_ok=True)
+        write_atomically(self.work / "source_hash", self.source_hash.encode())
+        return self.work / TOKENIZER_NAME
+
+    def result_of(self, task: int) -> TaskResult | None:
+        """What a finished task left, or None if it has to be run."""
+        try:
+            fields = json.loads(_marker_path(self.output, task).read_bytes())
+        except FileNotFoundError:
+            return None
+        shards = tuple(ShardInfo(**shard) for shard in fields["shards"])
+        there = all((self.output / f"{shard.name}.idx").exists() for shard in shards)
+        return TaskResult(shards, fields["skipped"], fields["text_bytes"]) if there else None
+
+    def finish(self, results: Iterable[TaskResult]) -> Manifest:
+        """Put tokenizer and manifest in place, in task order. DataError, and nothing left, if nothing was written."""
+        shards, skipped = list[ShardInfo](), Counter[str]()
+        for result in results:
+            shards.extend(result.shards)
+            skipped.update(result.skipped)
+        if not shards:
+            self._remove_all()
+            raise DataError(f"the input holds no document (empty ones left out: {skipped['empty']})")
+        tokenizer = self.work / TOKENIZER_NAME
+        vocab_size = vocabulary_size(load_fast(tokenizer))
+        fingerprint = tokenizer_fingerprint(tokenizer)
+        with writing(self.output):
+            # Left over where a run was killed between here and the manifest.
+            shutil.rmtree(self.output / TOKENIZER_NAME, ignore_errors=True)
+            os.replace(tokenizer, self.output / TOKENIZER_NAME)
+            sync_directory(self.output)
+        manifest = Manifest(self.source_hash, fingerprint, vocab_size, dict(skipped), tuple(shards))
+        manifest.write(self.output)
+        self.remove_work()
+        return manifest
+
+    def remove_work(self) -> None:
+        """Drop markers and working copies; also what a run left that was killed just before."""
+        shutil.rmtree(self.work, ignore_errors=True)
+
+    def _remove_all(self) -> None:
+        self.remove_work()
+        if not any(self.output.iterdir()):
+            self.output.rmdir()
+
+    def _take_lock(self) -> None:
+        self._lock = open(self.work / "lock", "w")  # noqa: SIM115
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{self.output}: another process is building here") from error
+
+
+def _marker_path(output: Path, task: int) -> Path:
+    return output / BUILD_NAME / f"task_{task:05d}.json"

@@ -1,0 +1,110 @@
+"""One task: read its pieces, tokenize, write its shards, leave its completion marker.
+
+A task is a pure function of its pieces, the tokenizer and the shard size, so whoever runs it, and however often,
+the shards are the same bytes.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from pipeline.data.indexed import IndexedWriter, ShardInfo
+from preprocessing.inputs import Task
+from preprocessing.output import TaskResult, write_marker
+from preprocessing.readers import read_piece
+from preprocessing.tokenizers_io import load_fast, vocabulary_size
+
+# Enough text per call to hide its overhead, little enough to stay in memory: encodings take 100 times their text.
+_BATCH_CHARACTERS = 1 << 18
+
+
+@dataclass(frozen=True)
+class TaskRunner:
+    """Runs tasks of one build; small, so that every worker process gets its own copy."""
+
+    output: Path
+    tokenizer: Path
+    shard_tokens: int
+
+    def __call__(self, task: Task) -> TaskResult:
+        """Write the task's shards and marker. DataError if an input is damaged; then no shard is left half-written."""
+        tokenizer = _tokenizer(self.tokenizer)
+        shards = _ShardSeries(self.output, task.index, vocabulary_size(tokenizer), self.shard_tokens)
+        skipped, text_bytes = Counter[str](), 0
+        texts = (document.text for piece in task.pieces for document in read_piece(piece))
+        try:
+            for text, ids in encode(tokenizer, texts):
+                text_bytes += len(text.encode())
+                # Text of control characters alone is as empty as none.
+                if ids.size:
+                    shards.add(ids)
+                else:
+                    skipped["empty"] += 1
+            result = TaskResult(shards.finish(), dict(skipped), text_bytes)
+        except BaseException:
+            shards.discard()
+            raise
+        write_marker(self.output, task.index, result)
+        return result
+
+
+def encode(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each text with its ids (tokens,) int32, without special tokens."""
+    for batch in _batches(texts):
+        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+        for text, encoding in zip(batch, encodings, strict=True):
+            yield text, np.array(encoding.ids, dtype=np.int32)
+
+
+@cache
+def _tokenizer(directory: Path) -> Tokenizer:
+    return load_fast(directory)
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch, characters = list[str](), 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+class _ShardSeries:
+    """The shards of one task: a shard is closed once it holds `shard_tokens`; documents are never cut."""
+
+    def __init__(self, output: Path, task: int, vocab_size: int, shard_tokens: int) -> None:
+        self._prefix = f"shard_{task:05d}"
+        self._output = output
+        self._vocab_size = vocab_size
+        self._shard_tokens = shard_tokens
+        self._writer: IndexedWriter | None = None
+        self._finished: list[ShardInfo] = []
+
+    def add(self, ids: np.ndarray) -> None:
+        if self._writer is None:
+            name = f"{self._prefix}_{len(self._finished):03d}"
+            self._writer = IndexedWriter(self._output / name, self._vocab_size)
+        self._writer.add(ids)
+        if self._writer.tokens >= self._shard_tokens:
+            self.finish()
+
+    def finish(self) -> tuple[ShardInfo, ...]:
+        """Close the open shard, if any, and return all."""
+        if self._writer is not None:
+            self._finished.append(self._writer.finish())
+            self._writer = None
+        return tuple(self._finished)
+
+    def discard(self) -> None:
+        """Drop the open shard; finished ones stay, a later run writes the same again."""
+        if self._writer is not None:
+            self._writer.discard()

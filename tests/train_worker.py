@@ -1,0 +1,28 @@
+"""One process group that runs several training jobs in turn: starting processes costs more than small runs do.
+
+    torchrun --nproc_per_node 2 tests/train_worker.py JOBS.json
+
+JOBS.json holds a list of command lines for pipeline/train.py.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "WARNING")
+
+import torch
+
+from pipeline import train
+from pipeline.config import load_recipe
+from pipeline.engine import distributed
+
+torch.set_num_threads(1)
+world = distributed.start(timeout_minutes=5)
+for job in json.loads(Path(sys.argv[1]).read_text()):
+    sys.argv = ["train.py", *job]
+    arguments, overrides = train.parse_arguments()
+    assert train.train(load_recipe(arguments.config, overrides), arguments, world)
+distributed.stop()
