@@ -67,3 +67,16 @@ def run_script(name: str, *arguments: object, module: bool = False) -> subproces
 def contents(directory: Path) -> dict[str, bytes]:
     """Every file below `directory` by its relative name."""
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def tiny_shards(directory: Path, words: int = 800, seed: int = 0) -> Path:
+    """A shard directory that build_shards.py made of made-up lines, with a BERT tokenizer of an odd vocabulary."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    text = directory.parent / f"{directory.name}.txt"
+    text.write_text("\n".join(sentences(words // 20, seed)) + "\n")
+    vocabulary = write_vocabulary(directory.parent / "vocab.txt")
+    pieces = vocabulary.read_text().splitlines()
+    vocabulary.write_text("\n".join(pieces if len(pieces) % 2 else pieces[:-1]) + "\n")
+    result = run_script("build_shards", "--input", f"lines:{text}", "--tokenizer", vocabulary, "--output", directory)
+    assert result.returncode == 0, result.stderr
+    return directory

@@ -101,6 +101,7 @@ class Trainer:
             self.data, self.step, train.global_batch, self.micro_batch, self.world.rank, self.world.size
         )
         self._since = (self.step, time.monotonic())
+        self.engine.train()  # transformers hands over loaded models in evaluation mode
         while self.step < train.steps:
             sums = self._optimizer_step(batches)
             self.step += 1
@@ -142,12 +143,12 @@ class Trainer:
         input_ids, positions, labels = (torch.from_numpy(a).to(self.world.device) for a in arrays)
         return input_ids, positions, labels
 
-    def _local_gradient_norm(self) -> float | None:
-        """Norm of the averaged gradient where parameters are whole (stage 0); DeepSpeed knows it elsewhere."""
+    def _local_gradient_norm(self) -> Tensor | None:
+        """Norm of the averaged gradient at stage 0 in fp32; DeepSpeed knows it elsewhere, after the step."""
         gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
         if self.engine.zero_optimization_stage() > 0 or not gradients:
             return None
-        return float(torch.nn.utils.get_total_norm(gradients))
+        return torch.nn.utils.get_total_norm(gradients)
 
     def _log(self, sums: Tensor, evaluate: bool) -> None:
         train = self.recipe.train
@@ -155,13 +156,14 @@ class Trainer:
         first, started = self._since
         tokens = train.global_batch * self.recipe.data.seq_len
         norm = self.engine.get_global_grad_norm()
+        norm = self._gradient_norm if norm is None else norm
         record: dict[str, Any] = {
             "step": self.step,
             "tokens": self.step * tokens,
             "loss": loss,
             "accuracy": accuracy,
             "tokens_per_s": (self.step - first) * tokens / max(time.monotonic() - started, 1e-9),
-            "gradient_norm": self._gradient_norm if norm is None else float(norm),
+            "gradient_norm": None if norm is None else float(norm),
             "kept": self.compaction.schedule.kept() if self.compaction else {},
         }
         if evaluate:

@@ -1,0 +1,222 @@
+"""Real 2-rank jobs under every ZeRO stage: the same training, exact resume, a fold that is the trained model.
+
+All jobs of the module share two process groups (2 ranks and 1 rank), because starting processes costs more than the
+runs do. What is compared: stage 0 to 3 with each other, resumed with uninterrupted, 1 rank with 2, accumulation 1
+with 4.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from bert import random_teacher
+from conftest import ROOT
+from safetensors.torch import load_file
+from shard_support import tiny_shards
+
+STAGES = [0, 1, 2, 3]
+STEPS, CHECKPOINT = 12, 6
+
+
+def write_recipe(directory: Path, shards: Path, teacher: Path, **changes: dict) -> Path:
+    recipe = {
+        "method": "wid",
+        "teacher": {"path": str(teacher)},
+        "data": {"shards": str(shards), "seq_len": 16, "heldout_windows": 10},
+        "target": {"hidden": 15, "head_size": 5, "intermediate": 31},
+        "compaction": {"start_step": 3, "interval_steps": 2, "increments": 3, "decay_steps": 3},
+        "train": {
+            "steps": STEPS,
+            "global_batch": 16,
+            "lr": 1e-3,
+            "compactor_lr": 2e-3,
+            "dropout": 0.1,
+            "checkpoint_every": CHECKPOINT,
+            "evaluate_every": 5,
+            "log_every": 1,
+            "keep_checkpoints": 9,
+        },
+    }
+    for section, values in changes.items():
+        recipe[section] = {**recipe[section], **values}
+    path = directory / f"recipe_{len(list(directory.glob('recipe_*')))}.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def write_deepspeed(directory: Path, stage: int, micro: int, precision: str = "fp32") -> Path:
+    config = {
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_clipping": 1.0,
+        "zero_optimization": {"stage": stage},
+        precision: {"enabled": True},
+    }
+    if precision == "fp32":
+        del config["fp32"]
+    path = directory / f"zero{stage}_{precision}_{micro}.json"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def run_jobs(directory: Path, ranks: int, jobs: dict[str, tuple[Path, Path]]) -> None:
+    """Train every job (name -> recipe, DeepSpeed configuration) into directory/name, in one process group."""
+    lines = [
+        ["--config", str(recipe), "--deepspeed_config", str(config), "--output", str(directory / name)]
+        for name, (recipe, config) in jobs.items()
+    ]
+    listing = directory / f"jobs_{ranks}_{next(iter(jobs))}.json"
+    listing.write_text(json.dumps(lines))
+    command = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(29700 + ranks)]
+    worker = str(ROOT / "tests" / "train_worker.py")
+    result = subprocess.run([sys.executable, *command, worker, str(listing)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("zero")
+    shards = tiny_shards(directory / "shards", words=800)
+    vocab = json.loads((shards / "manifest.json").read_text())["vocab_size"]
+    teacher = directory / "teacher"
+    random_teacher(2, 24, 3, vocab=vocab).save_pretrained(teacher)
+
+    recipe = write_recipe(directory, shards, teacher)
+    no_dropout = write_recipe(directory, shards, teacher, train={"dropout": 0.0})
+    penalty = write_recipe(
+        directory,
+        shards,
+        teacher,
+        compaction={"decay": "penalty", "selection": "norm", "strategy": "head"},
+        target={"hidden": 16, "head_size": 8},
+    )
+    configs = {stage: write_deepspeed(directory, stage, micro=2) for stage in STAGES}
+    jobs = {f"zero{stage}": (recipe, config) for stage, config in configs.items()}
+    jobs["bf16"] = (recipe, write_deepspeed(directory, 0, 2, "bf16"))
+    jobs |= {f"bf16_zero{stage}": (recipe, write_deepspeed(directory, stage, 2, "bf16")) for stage in (1, 2, 3)}
+    jobs["penalty_zero3"] = (penalty, configs[3])
+    jobs["ranks2_accumulation4"] = (no_dropout, configs[1])
+    jobs["ranks2_accumulation1"] = (no_dropout, write_deepspeed(directory, 1, micro=8))
+    run_jobs(directory, 2, jobs)
+
+    resumed = {}
+    for name in [f"zero{stage}" for stage in STAGES] + ["bf16", "bf16_zero1", "bf16_zero2", "bf16_zero3"]:
+        copy = directory / f"{name}_resumed"
+        shutil.copytree(directory / name, copy)
+        shutil.rmtree(copy / "checkpoints" / f"step_{STEPS}")
+        resumed[copy.name] = jobs[name]
+    run_jobs(directory, 2, resumed)
+    run_jobs(directory, 1, {"ranks1_accumulation8": (no_dropout, configs[1])})
+    return directory
+
+
+def checkpoint(run: Path, kind: str = "parameters") -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step_{STEPS}" / f"{kind}.safetensors")
+
+
+def metrics(run: Path, key: str) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+def choices(run: Path) -> list[tuple]:
+    lines = [json.loads(line) for line in (run / "selection.jsonl").read_text().splitlines()]
+    return [(line["step"], line["group"], line["retired"]) for line in lines]
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_every_stage_trains_the_same(runs, stage):
+    np.testing.assert_allclose(metrics(runs / f"zero{stage}", "loss"), metrics(runs / "zero0", "loss"), rtol=1e-5)
+    assert choices(runs / f"zero{stage}") == choices(runs / "zero0") != []
+    norms = metrics(runs / f"zero{stage}", "gradient_norm"), metrics(runs / "zero0", "gradient_norm")
+    np.testing.assert_allclose(*norms, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", [f"zero{s}" for s in STAGES] + ["bf16"] + [f"bf16_zero{s}" for s in (1, 2, 3)])
+def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(runs, name):
+    for kind in ("parameters", "exp_avg", "exp_avg_sq", "compaction"):
+        straight, resumed = checkpoint(runs / name, kind), checkpoint(runs / f"{name}_resumed", kind)
+        assert straight.keys() == resumed.keys() and straight
+        assert [key for key in straight if not torch.equal(straight[key], resumed[key])] == []
+    for key in ("loss", "heldout_loss", "tokens"):
+        assert metrics(runs / name, key) == metrics(runs / f"{name}_resumed", key)
+    assert choices(runs / name) == choices(runs / f"{name}_resumed")
+
+
+@pytest.mark.parametrize(
+    "name", [f"zero{s}" for s in STAGES] + ["bf16"] + [f"bf16_zero{s}" for s in (1, 2, 3)] + ["penalty_zero3"]
+)
+def test_the_student_is_the_trained_model_under_every_stage(runs, name):
+    from pipeline.fold import fold_run
+
+    student = runs / f"student_{name}"
+    fold_run(runs / name, student)
+    report = json.loads((student / "fold.json").read_text())
+    assert report["max_logit_diff_fp64"] <= 1e-10
+    assert report["max_logit_diff_fp32"] <= 1e-4 * max(1.0, report["max_abs_logit"])
+    assert report["step"] == STEPS and report["target"]["hidden"] in (15, 16)
+
+
+def test_the_trainer_measures_what_the_student_scores(runs):
+    """The last held-out loss of a run is that of the student, computed here from the student alone."""
+    from transformers import AutoModelForMaskedLM
+
+    from pipeline.config import load_recipe
+    from pipeline.data.open import open_training_data
+    from pipeline.fold import fold_run
+
+    student = runs / "student_measured"
+    fold_run(runs / "zero2", student)
+    model = AutoModelForMaskedLM.from_pretrained(student).eval()
+    recipe = load_recipe(runs / "zero2" / "config.yaml", [])
+    _, heldout, _ = open_training_data(recipe.data, recipe.train.seed)
+    losses = []
+    for batch, valid in heldout.batches(5):
+        with torch.no_grad():
+            logits = model(input_ids=torch.from_numpy(batch.input_ids)).logits
+        for row in range(valid):
+            at = logits[row, torch.from_numpy(batch.positions[row])]
+            losses.append(float(torch.nn.functional.cross_entropy(at, torch.from_numpy(batch.labels[row]))))
+    assert len(losses) == 10
+    assert metrics(runs / "zero2", "heldout_loss")[-1] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+def test_scores_and_training_do_not_depend_on_ranks_or_accumulation(runs):
+    """Taylor scores after three steps, and what follows from them."""
+
+    def first_scores(name: str) -> np.ndarray:
+        lines = [json.loads(line) for line in (runs / name / "selection.jsonl").read_text().splitlines()]
+        return np.concatenate([line["scores"] for line in lines if line["increment"] == 1])
+
+    reference = first_scores("ranks2_accumulation4")
+    assert reference.max() > 0
+    for name in ("ranks2_accumulation1", "ranks1_accumulation8"):
+        np.testing.assert_allclose(first_scores(name), reference, rtol=2e-3, atol=1e-6 * reference.max())
+        np.testing.assert_allclose(
+            metrics(runs / name, "loss"), metrics(runs / "ranks2_accumulation4", "loss"), rtol=1e-4
+        )
+        assert choices(runs / name) == choices(runs / "ranks2_accumulation4")
+
+
+def test_penalty_and_norm_select_whole_heads(runs):
+    attention = {}
+    for _, group, retired in choices(runs / "penalty_zero3"):
+        if group.startswith("attention"):
+            attention.setdefault(group, []).extend(retired)
+    assert [len(retired) for retired in attention.values()] == [8, 8]
+    assert all(len({index // 8 for index in retired}) == 1 for retired in attention.values())
+
+
+def test_run_directory_is_complete(runs):
+    run = runs / "zero1"
+    expected = {"config.yaml", "ds_config.json", "environment.txt", "metrics.jsonl", "selection.jsonl", "tensorboard"}
+    assert expected <= {path.name for path in run.iterdir()}
+    assert (run / "checkpoints" / "latest").read_text().strip() == f"step_{STEPS}"
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == STEPS and last["tokens"] == STEPS * 16 * 16 and last["tokens_per_s"] > 0
+    assert last["kept"] == {"residual": 15, "attention.0": 15, "ffn.0": 31, "attention.1": 15, "ffn.1": 31}
