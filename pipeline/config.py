@@ -3,8 +3,12 @@
 How it runs (ZeRO stage, precision, micro-batch) is the DeepSpeed JSON's business, see `engine.deepspeed_config`.
 """
 
+import contextlib
+import copy
 import dataclasses
 import difflib
+import math
+import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -27,6 +31,11 @@ class TeacherConfig:
     """Steps on a new MLM head with everything else frozen; only for a teacher that comes without one."""
     head_lr: float = 1e-4
     """Peak learning rate of that warm-up."""
+
+    def __post_init__(self) -> None:
+        for name in ("head_warmup_steps", "head_lr"):
+            if getattr(self, name) < 0:
+                raise UserError(f"teacher.{name} must not be negative, and is {getattr(self, name)}")
 
 
 @dataclass
@@ -69,7 +78,7 @@ class DataConfig:
             sources = [(Path(entry["path"]), float(entry["weight"])) for entry in self.shards]
         except (TypeError, KeyError, ValueError):
             sources = []
-        if not sources or any(weight <= 0 for _, weight in sources):
+        if not sources or not all(0 < weight < math.inf for _, weight in sources):
             raise UserError(
                 f"data.shards must be a directory or a list of {{path: DIR, weight: X}} with X > 0, not {self.shards!r}"
             )
@@ -101,8 +110,8 @@ class TargetConfig:
         text = str(self.params).strip().lower()
         factor = {"k": 1e3, "m": 1e6, "b": 1e9}.get(text[-1:], 1.0)
         try:
-            count = int(float(text.rstrip("kmb")) * factor)
-        except ValueError:
+            count = round(float(text[:-1] if factor > 1 else text) * factor)
+        except (ValueError, OverflowError):
             count = 0
         if count < 1:
             raise UserError(f"target.params must be a number such as 11M, not {self.params!r}")
@@ -139,6 +148,8 @@ class TrainConfig:
         for name in ("warmup", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"train.{name} must lie in [0, 1), and is {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"train.seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
 
 
 @dataclass
@@ -169,6 +180,21 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
+    def with_absolute_paths(self) -> "Recipe":
+        """The same recipe whose paths mean the same from any working directory; a hub name stays a hub name."""
+        recipe = copy.deepcopy(self)
+        if recipe.teacher.path is not None and os.path.isdir(recipe.teacher.path):
+            recipe.teacher.path = os.path.abspath(recipe.teacher.path)
+        if isinstance(recipe.data.shards, str):
+            recipe.data.shards = os.path.abspath(recipe.data.shards)
+        elif recipe.data.shards is not None:
+            recipe.data.shards = [{"path": os.path.abspath(p), "weight": w} for p, w in recipe.data.sources()]
+        if recipe.data.heldout is not None:
+            recipe.data.heldout = os.path.abspath(recipe.data.heldout)
+        if recipe.compaction.replay is not None:
+            recipe.compaction.replay = os.path.abspath(recipe.compaction.replay)
+        return recipe
+
 
 def load_recipe(path: Path, overrides: list[str]) -> Recipe:
     """Read a recipe and apply `--section.key value` pairs.
@@ -180,6 +206,8 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
         content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"recipe {path} is no YAML: byte {error.start} is no UTF-8 text") from error
     except yaml.YAMLError as error:
         raise UserError(f"recipe {path} is no YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
@@ -188,10 +216,15 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
         node = content
         *sections, last = key.split(".")
         for section in sections:
-            node = node.setdefault(section, {})
+            if node.get(section) is None:  # absent, or `train:` with nothing below it
+                node[section] = {}
+            node = node[section]
             if not isinstance(node, dict):
                 raise UserError(f"--{key}: {section} is no section")
-        node[last] = yaml.safe_load(value)
+        try:
+            node[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--{key}: {value!r} is no YAML value") from error
     return build(Recipe, content, where=str(path))
 
 
@@ -231,7 +264,7 @@ def build(kind: type, content: Any, where: str, prefix: str = "") -> Any:
 
 def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), value or {}, where, key + ".")
+        return build(typing.cast(type, hint), {} if value is None else value, where, key + ".")
     if hint is Any:
         return value
     origin, options = typing.get_origin(hint), typing.get_args(hint)
@@ -243,10 +276,10 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         return None if value is None else _convert(options[0], value, where, key)
     # YAML reads 1e-4 as text and 2 as a whole number: both are fine where a real number is wanted.
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except ValueError:
-            pass
+        with contextlib.suppress(ValueError):
+            value = float(value)
+    if hint is float and isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: {key} must be a finite number, not {value}")
     if hint is str and value is not None and not isinstance(value, (dict, list, bool)):
         return str(value)
     if type(value) is not hint:

@@ -1,7 +1,8 @@
-"""Fine-tune a model on GLUE tasks under several seeds and keep predictions and scores.
+"""Score a model: fine-tuned on GLUE tasks under several seeds, or as a masked language model on held-out shards.
 
 1. Check model directory, output directory and arguments; read all data.
-2. For every task and seed: a new pooler and classifier on the encoder, fine-tuning, predictions on the dev set.
+2. For every GLUE task and seed: a new pooler and classifier on the encoder, fine-tuning, predictions on the dev set.
+   For the task mlm: loss and accuracy on all windows of a shard directory (--data), of --max-length tokens.
 3. `results.json` with mean, standard deviation and every seed; a table at the end.
 
 Started again, it goes on where it stopped. It uses one device; under a launcher only rank 0 works.
@@ -26,8 +27,10 @@ def parse_arguments() -> argparse.Namespace:
     """The command line; meanings beyond syntax are checked in `main`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a Hugging Face BERT with tokenizer")
-    parser.add_argument("--tasks", required=True, help=f"glue, or some of {', '.join(SCORED)}, comma-separated")
-    parser.add_argument("--data", required=True, metavar="DIR|hub", help="folder with CoLA, SST-2, ... or 'hub'")
+    parser.add_argument("--tasks", required=True, help=f"glue, some of {', '.join(SCORED)}, comma-separated, or mlm")
+    parser.add_argument(
+        "--data", required=True, metavar="DIR|hub", help="folder with CoLA, SST-2, ..., 'hub', or shards"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where predictions and results go")
     parser.add_argument("--seeds", default="1,2,3", help="comma-separated (default: %(default)s)")
     parser.add_argument("--epochs", type=float, default=3.0, help="(default: %(default)s)")
@@ -60,24 +63,29 @@ def main() -> int:
     if not only_rank_zero():
         return EXIT_DONE
     use_one_device()
-    tasks, seeds = parse_tasks(args.tasks), parse_seeds(args.seeds)
+    tasks, seeds = [] if args.tasks == "mlm" else parse_tasks(args.tasks), parse_seeds(args.seeds)
     if args.data != "hub" and not Path(args.data).is_dir():
         raise UserError(f"--data {args.data}: there is no such directory.")
 
     # The libraries take seconds to import; --help and mistakes in the arguments do not wait for them.
-    from pipeline.evaluation import encoder, glue_run, table
+    from pipeline.evaluation import encoder, glue_run, mlm, table
     from pipeline.evaluation.finetune import Settings
     from pipeline.evaluation.results import ResultStore
 
-    settings = Settings(args.epochs, args.batch_size, args.learning_rate, args.max_length)
     encoder.silence_libraries()
     encoder.check_directory(args.model)
-    store = ResultStore(args.output, args.model, encoder.fingerprint(args.model), settings.record())
-    data = glue_run.load_all(tasks, args.data, args.tasks.split(","))
-    bert = encoder.load_encoder(args.model)
-    settings.check_fits(bert)
-    glue_run.begin(data, store)
-    glue_run.run(data, bert, seeds, settings, store)
+    fingerprint = encoder.fingerprint(args.model)
+    if tasks:
+        settings = Settings(args.epochs, args.batch_size, args.learning_rate, args.max_length)
+        store = ResultStore(args.output, args.model, fingerprint, settings.record())
+        data = glue_run.load_all(tasks, args.data, args.tasks.split(","))
+        bert = encoder.load_encoder(args.model)
+        settings.check_fits(bert)
+        glue_run.begin(data, store)
+        glue_run.run(data, bert, seeds, settings, store)
+    else:
+        store = ResultStore(args.output, args.model, fingerprint, {"max_length": args.max_length})
+        mlm.score_masked_lm(args.model, Path(args.data), args.max_length, store)
 
     average = table.glue_average(store.document["tasks"])
     if average is not None:

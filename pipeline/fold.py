@@ -41,8 +41,8 @@ def main() -> int:
     arguments = parse_arguments()
     if not only_rank_zero():
         return EXIT_DONE
-    if arguments.output.exists() and any(arguments.output.iterdir()):
-        raise UserError(f"{arguments.output} is not empty: choose another --output")
+    if arguments.output.exists() and (not arguments.output.is_dir() or any(arguments.output.iterdir())):
+        raise UserError(f"{arguments.output} exists and is not an empty directory: choose another --output")
     fold_run(arguments.run, arguments.output, arguments.shards)
     return EXIT_DONE
 
@@ -64,11 +64,18 @@ def fold_run(run: Path, output: Path, shards: Path | None = None) -> None:
     from pipeline.engine.checkpoint import load_checkpoint, require_checkpoint
     from pipeline.models import load_parameters, rebuild_model
 
-    path = require_checkpoint(run)
-    recipe = load_recipe(run / "config.yaml", [f"--data.shards={shards}", "--data.heldout="] if shards else [])
+    path, faults = require_checkpoint(run)
+    for fault in faults:
+        print(f"note: {fault}; folding {path.name}")
+    recipe = load_recipe(run / "config.yaml", _data_overrides(shards) if shards else [])
     checkpoint = load_checkpoint(path)
     directory = recipe.data.sources()[0][0]
-    _, heldout, _ = open_training_data(recipe.data, recipe.train.seed)
+    _, heldout, manifest = open_training_data(recipe.data, recipe.train.seed)
+    if manifest.vocab_size != checkpoint.bert_config["vocab_size"]:
+        raise UserError(
+            f"{directory} has a vocabulary of {manifest.vocab_size} and the run one of "
+            f"{checkpoint.bert_config['vocab_size']}: these are not the shards it was trained on"
+        )
     model = rebuild_model(recipe, checkpoint.bert_config)
     load_parameters(model, checkpoint.tensors["parameters"])
     batches = [torch.from_numpy(batch.input_ids) for batch, _ in heldout.batches(min(8, WINDOWS_COMPARED))]
@@ -94,6 +101,11 @@ def fold_run(run: Path, output: Path, shards: Path | None = None) -> None:
     write_student(student.float(), load_tokenizer(directory / TOKENIZER_NAME), details, output)
 
 
+def _data_overrides(shards: Path) -> list[str]:
+    """Recipe keys that point to moved shards; quoted, since a path may look like anything in YAML."""
+    return [f"--data.shards={json.dumps(str(shards))}", "--data.heldout="]
+
+
 def set_final_gates(model: Any, recipe: Any, checkpoint: Any) -> None:
     """Set the gates as they were after the checkpoint's last step."""
     from pipeline.compaction.schedule import Schedule
@@ -108,7 +120,7 @@ def set_final_gates(model: Any, recipe: Any, checkpoint: Any) -> None:
 def write_student(student: Any, tokenizer: Any, details: dict[str, Any], output: Path) -> None:
     """Write the student under a temporary name and rename it; print what it is."""
     from pipeline.compaction.model import shape_of
-    from pipeline.data.files import writing
+    from pipeline.files import writing
 
     shape = shape_of(student.config)
     student.config.architectures = ["BertForMaskedLM"]
@@ -123,13 +135,14 @@ def write_student(student: Any, tokenizer: Any, details: dict[str, Any], output:
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
-        student.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        (temporary / "fold.json").write_text(json.dumps(details, indent=1) + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(model_card(details), encoding="utf-8")
-        if output.exists():
-            output.rmdir()
-        shutil.move(temporary, output)
+        try:
+            student.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+            (temporary / "fold.json").write_text(json.dumps(details, indent=1) + "\n", encoding="utf-8")
+            (temporary / "README.md").write_text(model_card(details), encoding="utf-8")
+            os.replace(temporary, output)  # an empty directory may stand there; anything else stays
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
     print(f"{output}: {shape}")
     if "max_logit_diff_fp32" in details:
         print(

@@ -1,13 +1,16 @@
 """The models a run can train: a new BERT, or a teacher with its compactors; and what makes a BERT a teacher."""
 
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, BertConfig, BertForMaskedLM
+from transformers.utils import logging as library_logging
 
 from pipeline.compaction.model import CompactedBert, shape_of, take_positions
 from pipeline.compaction.shapes import BertShape, resolve_target
@@ -120,6 +123,10 @@ def load_teacher(path: str, dropout: float) -> tuple[BertForMaskedLM, bool, list
     Raises:
         UserError: it is missing, no BERT, or a BERT of a kind that cannot be compacted.
     """
+    if not Path(path).is_dir() and (path.count("/") > 1 or path.startswith((".", "/", "~"))):
+        raise UserError(f"teacher {path} does not exist: set teacher.path to a BERT directory or hub name")
+    library_logging.set_verbosity_error()  # its load report would be said once per rank; what matters follows here
+    library_logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(path)
         _check_teacher(path, config)
@@ -130,13 +137,13 @@ def load_teacher(path: str, dropout: float) -> tuple[BertForMaskedLM, bool, list
             attn_implementation="sdpa",
             dtype=torch.float32,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise UserError(f"teacher {path} cannot be loaded from disk or from the hub: {reason}") from error
     missing = set(info["missing_keys"])
-    if any(key.startswith("bert.") for key in missing):
-        raise UserError(f"teacher {path} lacks the weights of {sorted(missing)[0]}: it is no complete BERT")
+    _check_weights(path, missing, set(info["unexpected_keys"]), [key for key, *_ in info["mismatched_keys"]])
     head_is_new = any(key.startswith("cls.predictions.transform") for key in missing)
     notices = []
     if any("pooler" in key for key in info["unexpected_keys"]):
@@ -155,6 +162,17 @@ def _check_teacher(path: str, config: Any) -> None:
         raise UserError(f"teacher {path} has an untied MLM decoder; only tied ones can be compacted")
     if config.is_decoder or config.add_cross_attention:
         raise UserError(f"teacher {path} is a decoder; only BERT encoders can be compacted")
+
+
+def _check_weights(path: str, missing: set[str], unexpected: set[str], mismatched: list[str]) -> None:
+    """Refuse weights that are not those of the configuration: transformers fills such gaps with random numbers."""
+    if mismatched:
+        raise UserError(f"teacher {path}: {sorted(mismatched)[0]} has another size than its config.json says")
+    if any(key.startswith("bert.") for key in missing):
+        raise UserError(f"teacher {path} lacks the weights of {sorted(missing)[0]}: it is no complete BERT")
+    surplus = [key for key in unexpected if "encoder.layer." in key]
+    if surplus:
+        raise UserError(f"teacher {path} has weights of {sorted(surplus)[0]}, which its config.json knows nothing of")
 
 
 def _scratch_config(recipe: Recipe, vocab_size: int) -> BertConfig:

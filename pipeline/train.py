@@ -39,7 +39,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 def main() -> int:
     arguments, overrides = parse_arguments()
-    recipe = load_recipe(arguments.config, overrides)
+    recipe = load_recipe(arguments.config, overrides).with_absolute_paths()
 
     from pipeline.engine import distributed
 
@@ -64,7 +64,7 @@ def train(recipe: Recipe, arguments: argparse.Namespace, world: Any) -> bool:
 
     directory = arguments.output
     deepspeed_config = load_deepspeed_config(arguments.deepspeed_config, recipe.train, world.size)
-    checkpoint_path, faults = world.broadcast(resume_point(directory, recipe) if world.is_main else None)
+    checkpoint_path, faults = world.on_main(lambda: resume_point(directory, recipe))
 
     data, heldout, manifest = open_training_data(recipe.data, recipe.train.seed)
     if recipe.teacher.path is not None:
@@ -77,10 +77,9 @@ def train(recipe: Recipe, arguments: argparse.Namespace, world: Any) -> bool:
         built.head_is_new = checkpoint.trainer["head_is_new"]
     first_step = checkpoint.step if checkpoint else 0
 
-    log = None
-    if world.is_main:
-        record_start(directory, recipe, deepspeed_config, sys.argv)
-        log = RunLog(directory, first_step, recipe.train.steps)
+    world.on_main(lambda: record_start(directory, recipe, deepspeed_config, sys.argv))
+    log = RunLog(directory, first_step, recipe.train.steps) if world.is_main else None
+    if log:
         for sentence in [*faults, *built.notices]:
             log.say(sentence)
         log.say(f"watch: tensorboard --logdir {directory}")

@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
-from pipeline.data.files import remove_temporaries, sync_directory, write_atomically, writing
 from pipeline.data.indexed import ShardInfo
 from pipeline.data.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, read_manifest, tokenizer_fingerprint
 from pipeline.errors import DataError, UserError
+from pipeline.files import remove_temporaries, sync_directory, write_atomically, writing
 from preprocessing.tokenizers_io import load_fast, vocabulary_size
 
 BUILD_NAME = ".build"

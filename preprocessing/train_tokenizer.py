@@ -10,8 +10,8 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.data.files import temporary_name, writing
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
+from pipeline.files import temporary_name, writing
 from pipeline.launch import add_launcher_arguments, only_rank_zero, positive_int
 from preprocessing.inputs import expand_specs, read_documents
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.files import sha256_of
 from pipeline.data.indexed import HEADER, IndexedReader, ShardInfo
 from pipeline.data.manifest import Manifest, quick_faults
 from pipeline.errors import DataError
+from pipeline.files import sha256_of
 
 # Ids or index entries looked at in one go: keeps memory small for shards of any size.
 _BLOCK = 1 << 22

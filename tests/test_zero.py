@@ -78,6 +78,12 @@ def run_jobs(directory: Path, ranks: int, jobs: dict[str, tuple[Path, Path]]) ->
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
 
 
+def interrupt(run: Path, copy: Path) -> None:
+    """Copy a finished run as it was when its first checkpoint had just been written."""
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints" / f"step_{STEPS}")
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("zero")
@@ -104,14 +110,15 @@ def runs(tmp_path_factory) -> Path:
     jobs["ranks2_accumulation1"] = (no_dropout, write_deepspeed(directory, 1, micro=8))
     run_jobs(directory, 2, jobs)
 
-    resumed = {}
+    resumed = {"changed_stage": (no_dropout, configs[3])}
+    interrupt(directory / "ranks2_accumulation4", directory / "changed_stage")
+    interrupt(directory / "ranks2_accumulation4", directory / "changed_ranks")
     for name in [f"zero{stage}" for stage in STAGES] + ["bf16", "bf16_zero1", "bf16_zero2", "bf16_zero3"]:
-        copy = directory / f"{name}_resumed"
-        shutil.copytree(directory / name, copy)
-        shutil.rmtree(copy / "checkpoints" / f"step_{STEPS}")
-        resumed[copy.name] = jobs[name]
+        interrupt(directory / name, directory / f"{name}_resumed")
+        resumed[f"{name}_resumed"] = jobs[name]
     run_jobs(directory, 2, resumed)
-    run_jobs(directory, 1, {"ranks1_accumulation8": (no_dropout, configs[1])})
+    alone = {name: (no_dropout, configs[1]) for name in ("ranks1_accumulation8", "changed_ranks")}
+    run_jobs(directory, 1, alone)
     return directory
 
 
@@ -201,6 +208,14 @@ def test_scores_and_training_do_not_depend_on_ranks_or_accumulation(runs):
             metrics(runs / name, "loss"), metrics(runs / "ranks2_accumulation4", "loss"), rtol=1e-4
         )
         assert choices(runs / name) == choices(runs / "ranks2_accumulation4")
+
+
+@pytest.mark.parametrize("name", ["changed_stage", "changed_ranks"])
+def test_a_run_goes_on_at_another_stage_and_on_another_number_of_ranks(runs, name):
+    straight = runs / "ranks2_accumulation4"
+    assert metrics(runs / name, "loss")[:CHECKPOINT] == metrics(straight, "loss")[:CHECKPOINT]
+    np.testing.assert_allclose(metrics(runs / name, "loss"), metrics(straight, "loss"), rtol=1e-4)
+    assert choices(runs / name) == choices(straight)
 
 
 def test_penalty_and_norm_select_whole_heads(runs):

@@ -25,8 +25,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pipeline.data.files import sync_directory, temporary_name, writing
 from pipeline.errors import DataError
+from pipeline.files import sync_directory, temporary_name, writing
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1

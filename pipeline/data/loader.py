@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.data.masking import MaskedBatch, mask_windows
 from pipeline.data.order import hash_bits, permute
 from pipeline.data.windows import WindowSource
+from pipeline.errors import UserError
 
 _MIX_BLOCK = 1000
 """Samples in which every source appears exactly as often as its weight says (to one sample)."""
@@ -91,6 +92,11 @@ def _block_counts(weights: list[float]) -> np.ndarray:
     counts = np.floor(share).astype(np.int64)
     for s in np.argsort(counts - share, kind="stable")[: _MIX_BLOCK - int(counts.sum())]:
         counts[s] += 1
+    if not counts.all():
+        raise UserError(
+            f"data.shards: source {int(counts.argmin()) + 1} of {len(counts)} has less than 1/{_MIX_BLOCK} of the "
+            "weight and would never be read: raise its weight or leave it out"
+        )
     return counts
 
 

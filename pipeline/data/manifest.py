@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.data.files import write_atomically
 from pipeline.data.indexed import DTYPES, IndexedReader, ShardInfo, dtype_code
 from pipeline.errors import DataError, UserError
+from pipeline.files import write_atomically
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"

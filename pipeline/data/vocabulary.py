@@ -37,7 +37,9 @@ def load_vocabulary(directory: Path) -> Vocabulary:
     if missing:
         raise DataError(f"{directory}: the tokenizer has no {missing[0]} token, which masked-language modelling needs")
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    sentencepiece = any(piece.startswith("\u2581") for piece in pieces)
+    # Either sign may also be an ordinary character of the other kind's vocabulary.
+    begins, goes_on = (sum(piece.startswith(sign) for piece in pieces) for sign in ("\u2581", "##"))
+    sentencepiece = begins > goes_on
     ids = set(tokenizer.all_special_ids)
     continues = [
         index not in ids and (not piece.startswith("\u2581") if sentencepiece else piece.startswith("##"))

@@ -20,8 +20,8 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.data.files import sha256_of, sync_directory, write_atomically, writing
 from pipeline.errors import DataError, UserError
+from pipeline.files import sha256_of, sync_directory, write_atomically, writing
 
 MARKER = "complete.json"
 TENSOR_FILES = ("parameters", "exp_avg", "exp_avg_sq", "compaction")
@@ -45,7 +45,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     final = directory / f"step_{checkpoint.step}"
     temporary = directory / f".{final.name}.{os.getpid()}.tmp"
     with writing(final):
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in directory.glob(".step_*.tmp"):  # of runs that were killed here
+            shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
         for name in TENSOR_FILES:
             save_file(checkpoint.tensors[name], temporary / f"{name}.safetensors")
@@ -58,8 +59,12 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
         os.replace(temporary, final)
         sync_directory(directory)
     write_atomically(directory / "latest", f"{final.name}\n".encode())
-    for old in complete_checkpoints(directory)[:-keep]:
-        shutil.rmtree(old)
+    # Newer ones are broken, or this run would have gone on from them; they must not push out this one.
+    others = [path for path in all_checkpoints(directory) if path != final]
+    older = [path for path in others if step_of(path) < checkpoint.step]
+    with writing(directory):
+        for path in [*others[len(older) :], *older[: max(len(older) + 1 - keep, 0)]]:
+            shutil.rmtree(path)
     return final
 
 
@@ -81,16 +86,21 @@ def why_incomplete(path: Path) -> str | None:
     return None
 
 
-def complete_checkpoints(directory: Path) -> list[Path]:
-    """Directories with a completion marker, oldest first. Files are not read; `load_checkpoint` does that."""
-    found = [path for path in directory.glob("step_*") if (path / MARKER).is_file() and path.name[5:].isdigit()]
-    return sorted(found, key=lambda path: int(path.name[5:]))
+def all_checkpoints(directory: Path) -> list[Path]:
+    """Directories with the name of a checkpoint, oldest first, complete or not."""
+    found = [path for path in directory.glob("step_*") if path.is_dir() and path.name[5:].isdecimal()]
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.name.removeprefix("step_"))
 
 
 def newest_complete(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that passes every check, and a sentence for each newer one that does not."""
     faults: list[str] = []
-    for path in reversed(complete_checkpoints(directory)):
+    for path in reversed(all_checkpoints(directory)):
         fault = why_incomplete(path)
         if fault is None:
             return path, faults
@@ -114,8 +124,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def require_checkpoint(run_directory: Path) -> Path:
-    """The newest complete checkpoint of a run that must have one.
+def require_checkpoint(run_directory: Path) -> tuple[Path, list[str]]:
+    """The newest complete checkpoint of a run that must have one, and a sentence for each broken newer one.
 
     Raises:
         UserError: the directory is no run, or has no usable checkpoint.
@@ -126,7 +136,7 @@ def require_checkpoint(run_directory: Path) -> Path:
     if path is None:
         reason = f": {faults[0]}" if faults else "; train on until one is written"
         raise UserError(f"{run_directory} has no usable checkpoint{reason}")
-    return path
+    return path, faults
 
 
 def _signature(path: Path) -> dict[str, Any]:

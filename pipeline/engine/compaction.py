@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.compaction.groups import Group
 from pipeline.compaction.model import CompactedBert
 from pipeline.compaction.schedule import Schedule
 from pipeline.compaction.selection import TaylorScores, norm_scores, random_scores
@@ -25,7 +26,9 @@ class CompactionState:
         self.model, self.world = model, world
         self.schedule = Schedule(recipe.compaction, model.gates, recipe.train.compactor_lr)
         self.taylor = TaylorScores(model.gates)
-        self.replayed = load_replay(self.config.replay, model) if self.config.replay else None
+        self.replayed = None
+        if self.config.replay:
+            self.replayed = load_replay(self.config.replay, model.groups, self.config.increments)
 
     def before_step(self, step: int) -> list[dict[str, Any]]:
         """Retire what is due at `step` and set the gates; returns the records of the choice, one per group."""
@@ -55,13 +58,11 @@ class CompactionState:
         selected = {f"selected_at.{name}": value for name, value in self.schedule.state_dict().items()}
         return {**selected, **{f"taylor.{name}": value for name, value in self.taylor.state_dict().items()}}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
+        """Take the state after `step` completed steps, and the gates with it: past the schedule no step sets them."""
         self.schedule.load_state_dict(_strip(state, "selected_at."))
-        self.taylor.load_state_dict(_strip(state, "taylor."))
-
-    def set_gates(self, step: int) -> None:
-        """The gates as they are after `step` completed steps, with nothing selected anew."""
         self.schedule.set_gates(step)
+        self.taylor.load_state_dict(_strip(state, "taylor."))
 
     def _scores_gradients(self, step: int) -> bool:
         """Taylor scores are wanted until the last choice is made."""
@@ -104,25 +105,43 @@ def loss_scale(engine: Any) -> float:
     return float(getattr(engine.optimizer, "loss_scale", 1.0))
 
 
-def load_replay(path: str, model: CompactedBert) -> dict[int, dict[str, list[int]]]:
+def load_replay(path: str, groups: dict[str, Group], increments: int) -> dict[int, dict[str, list[int]]]:
     """The choices in a `selection.jsonl`: increment -> group -> dimensions.
 
     Raises:
-        UserError: the file is missing, or does not belong to these groups.
+        UserError: the file is missing or no such record, or it was recorded for other groups or increments.
     """
     if not Path(path).is_file():
         raise UserError(f"compaction.replay {path} does not exist")
     choices: dict[int, dict[str, list[int]]] = {}
-    for line in read_json_lines(Path(path)):
-        choices.setdefault(line["increment"], {})[line["group"]] = line["retired"]
-    for name, group in model.groups.items():
-        retired = [index for choice in choices.values() for index in choice.get(name, [])]
-        if len(set(retired)) != group.size - group.keep or any(not 0 <= index < group.size for index in retired):
+    try:
+        for line in read_json_lines(Path(path)):
+            choices.setdefault(line["increment"], {})[line["group"]] = line["retired"]
+        retired = {name: [i for choice in choices.values() for i in choice[name]] for name in groups}
+    except (KeyError, TypeError, UnicodeDecodeError) as error:
+        raise UserError(f"compaction.replay {path} is no whole selection.jsonl of this teacher: {error!r}") from error
+    if choices.keys() != set(range(1, increments + 1)):
+        raise UserError(
+            f"compaction.replay {path} records {len(choices)} increments and compaction.increments is {increments}"
+        )
+    for name, group in groups.items():
+        if not _reaches_target(group, retired[name]):
             raise UserError(
-                f"compaction.replay {path} retires {len(set(retired))} of {group.size} dimensions of {name}, and this "
-                f"target wants {group.size - group.keep} retired: it was recorded for another teacher or target"
+                f"compaction.replay {path} retires {len(set(retired[name]))} of {group.size} dimensions of {name}, "
+                f"which does not lead to {group.keep}: it was recorded for another teacher, target or strategy"
             )
     return choices
+
+
+def _reaches_target(group: Group, retired: list[int]) -> bool:
+    """Whether retiring these leaves what the student needs: the quota of every block, in whole units."""
+    if len(set(retired)) != len(retired) or any(not 0 <= index < group.size for index in retired):
+        return False
+    gone = torch.zeros(group.size, dtype=torch.bool)
+    gone[retired] = True
+    units = gone.reshape(group.blocks, -1, group.unit)
+    whole = bool((units.all(-1) == units.any(-1)).all())
+    return whole and bool((units.all(-1).sum(1) == group.units_to_retire).all())
 
 
 def _strip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

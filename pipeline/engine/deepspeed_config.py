@@ -1,5 +1,6 @@
 """The DeepSpeed JSON: checked against the recipe and the machine, and completed with what follows from both."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ _KNOWN = {
     "aio",
     "zero_force_ds_cpu_optimizer",
 }
+_SECTIONS = {"zero_optimization", "bf16", "fp16", "activation_checkpointing", "comms_logger", "flops_profiler", "aio"}
 
 
 def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[str, Any]:
@@ -37,7 +39,7 @@ def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[st
     """
     config = _read(path)
     micro = config.get("train_micro_batch_size_per_gpu")
-    if not isinstance(micro, int) or micro < 1:
+    if type(micro) is not int or micro < 1:
         raise UserError(f"{path}: set train_micro_batch_size_per_gpu to the sequences one rank takes at a time")
     if train.global_batch % (micro * ranks):
         raise UserError(
@@ -54,6 +56,7 @@ def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[st
     unknown = set(config) - _KNOWN - {"gradient_accumulation_steps", "train_batch_size"}
     if unknown:
         raise UserError(f"{path}: unknown key {sorted(unknown)[0]}; known are {', '.join(sorted(_KNOWN))}")
+    _check_sections(path, config)
     _check_machine(path, config)
     config.setdefault("steps_per_print", 10**9)
     return config
@@ -73,6 +76,8 @@ def _read(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"DeepSpeed configuration {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"DeepSpeed configuration {path} is no JSON: byte {error.start} is no UTF-8 text") from error
     except json.JSONDecodeError as error:
         raise UserError(f"DeepSpeed configuration {path} is no JSON: line {error.lineno}: {error.msg}") from error
     if not isinstance(config, dict):
@@ -91,5 +96,26 @@ def _check_machine(path: Path, config: dict[str, Any]) -> None:
         raise UserError(f"{path}: fp16 does not run on this machine's {name}; use a bf16 or fp32 configuration")
     if precision(config) == "bf16" and not accelerator.is_bf16_supported():
         raise UserError(f"{path}: bf16 does not run on this machine's {name}; use an fp32 configuration")
-    if not isinstance(config.get("zero_optimization", {}), dict) or zero_stage(config) not in (0, 1, 2, 3):
-        raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3")
+
+
+def _check_sections(path: Path, config: dict[str, Any]) -> None:
+    """Refuse what DeepSpeed itself would end with a traceback for: wrong types, keys and values in its sections."""
+    from deepspeed import DeepSpeedConfig
+    from pydantic import ValidationError
+
+    for name in sorted(_SECTIONS & config.keys()):
+        if not isinstance(config[name], dict):
+            raise UserError(f"{path}: {name} must be a section with keys, not {config[name]!r}")
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
+    try:
+        DeepSpeedConfig(copy.deepcopy(config))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: DeepSpeed refuses the key {where}: {first['msg']}") from error
+    except (AssertionError, TypeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path}: DeepSpeed refuses this configuration: {(str(error).splitlines() or [repr(error)])[0]}"
+        ) from error

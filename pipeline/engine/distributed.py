@@ -2,12 +2,15 @@
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from pipeline.errors import UserError
 
 # What other launchers call the rank, the number of ranks and the rank on this node.
 _LAUNCHERS = {
@@ -50,6 +53,20 @@ class World:
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns on rank 0, on every rank. A `UserError` there is raised on every rank: the others
+        would otherwise wait in the next collective and report a lost connection instead."""
+        result = error = None
+        if self.is_main:
+            try:
+                result = action()
+            except UserError as caught:
+                error = caught
+        result, error = self.broadcast((result, error))
+        if error is not None:
+            raise error
+        return result
 
     def barrier(self) -> None:
         dist.barrier()

@@ -15,9 +15,9 @@ from typing import Any
 import yaml
 
 from pipeline.config import Recipe
-from pipeline.data.files import write_atomically, writing
 from pipeline.engine.checkpoint import newest_complete
-from pipeline.errors import UserError
+from pipeline.errors import DataError, UserError
+from pipeline.files import write_atomically, writing
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "tensorboard")
 
@@ -27,13 +27,14 @@ def resume_point(directory: Path, recipe: Recipe) -> tuple[Path | None, list[str
 
     Raises:
         UserError: the directory belongs to something else, or to a run of another recipe.
+        DataError: it has checkpoints, and all are broken. To begin anew would drop the run's records.
     """
-    config = directory / "config.yaml"
-    if not directory.exists() or not any(directory.iterdir()):
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is no directory: choose another --output")
+    # A run that was killed while it wrote its very first file leaves only that file's temporary name.
+    if not directory.exists() or all(path.match(".*.tmp") for path in directory.iterdir()):
         return None, []
-    if not config.is_file():
-        raise UserError(f"{directory} is not empty and no run directory: choose another --output")
-    recorded = yaml.safe_load(config.read_text(encoding="utf-8"))
+    recorded = _recorded_recipe(directory)
     difference = _difference(recorded, recipe.to_dict())
     if difference:
         raise UserError(f"{directory} holds another run: {difference}; choose another --output")
@@ -42,7 +43,20 @@ def resume_point(directory: Path, recipe: Recipe) -> tuple[Path | None, list[str
             f"{directory} was started for {recorded['train']['steps']} steps; train.steps may grow, not shrink to "
             f"{recipe.train.steps}"
         )
-    return newest_complete(directory / "checkpoints")
+    path, faults = newest_complete(directory / "checkpoints")
+    if faults and path is None:
+        raise DataError(f"{faults[0]}, and no older checkpoint is whole: delete {directory} to begin anew")
+    return path, faults
+
+
+def _recorded_recipe(directory: Path) -> dict[str, Any]:
+    try:
+        recorded = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        recorded = None
+    if not isinstance(recorded, dict):
+        raise UserError(f"{directory} is not empty and no run directory: choose another --output")
+    return recorded
 
 
 def _difference(recorded: Any, wanted: dict[str, Any], prefix: str = "") -> str | None:
@@ -62,10 +76,12 @@ def record_start(directory: Path, recipe: Recipe, deepspeed_config: dict[str, An
     """Write what a run is, before its first step."""
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "checkpoints").mkdir(exist_ok=True)
+    # First of all: it is what makes this a run directory, also if the next line is never reached.
     write_atomically(directory / "config.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
     write_atomically(directory / "ds_config.json", (json.dumps(deepspeed_config, indent=1) + "\n").encode())
     write_atomically(directory / "environment.txt", _environment(command).encode())
+    with writing(directory):
+        (directory / "checkpoints").mkdir(exist_ok=True)
 
 
 def _environment(command: list[str]) -> str:

@@ -92,7 +92,7 @@ class Trainer:
         restore_state(self.engine, state, int(checkpoint.trainer["optimizer_steps"]), self.world, example)
         self.step = checkpoint.step
         if self.compaction:
-            self.compaction.load_state_dict(checkpoint.tensors["compaction"])
+            self.compaction.load_state_dict(checkpoint.tensors["compaction"], self.step)
 
     def run(self) -> bool:
         """Train to the end; True if it was reached, False if the run was asked to stop before."""
@@ -183,7 +183,7 @@ class Trainer:
             logits = self.engine(input_ids, positions)
             if valid:
                 loss, accuracy = masked_lm_loss(logits[:valid], labels[:valid])
-                sums += torch.stack([loss.double() * valid, accuracy.double() * valid, torch.tensor(valid)])
+                sums += valid * torch.stack([loss, accuracy, torch.ones_like(loss)]).double()
         self.engine.train()
         total_loss, total_accuracy, windows = self.world.sum(sums).tolist()
         return total_loss / windows, total_accuracy / windows
@@ -198,7 +198,6 @@ class Trainer:
             "head_is_new": self.built.head_is_new,
             "consumed": self.data.consumed(self.step * self.recipe.train.global_batch),
         }
-        if self.world.is_main:
-            checkpoint = Checkpoint({**state, "compaction": compaction}, trainer, save_config(self.built.bert_config))
-            save_checkpoint(self.directory / "checkpoints", checkpoint, self.recipe.train.keep_checkpoints)
-        self.world.barrier()
+        checkpoint = Checkpoint({**state, "compaction": compaction}, trainer, save_config(self.built.bert_config))
+        keep = self.recipe.train.keep_checkpoints
+        self.world.on_main(lambda: save_checkpoint(self.directory / "checkpoints", checkpoint, keep))

@@ -7,7 +7,6 @@ metrics are always computed from them.
 """
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,18 +14,9 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import compute, summarise
+from pipeline.files import write_atomically
 
 RESULTS = "results.json"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds either what it held before or all of it."""
-    hidden = path.with_name(f".{path.name}.tmp")
-    with hidden.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(hidden, path)
 
 
 class ResultStore:
@@ -80,7 +70,8 @@ class ResultStore:
 
     def write(self) -> None:
         """Replace `results.json` by the document."""
-        write_atomically(self._output / RESULTS, json.dumps(self.document, indent=2, allow_nan=False) + "\n")
+        content = json.dumps(self.document, indent=2, allow_nan=False) + "\n"
+        write_atomically(self._output / RESULTS, content.encode())
 
     def predictions_path(self, name: str, seed: int) -> Path:
         """Where the predictions of one scored name under one seed lie."""
@@ -89,7 +80,7 @@ class ResultStore:
     def write_predictions(self, name: str, seed: int, rows: Sequence[tuple[int, float, float]]) -> None:
         """Keep (index, prediction, label) of every dev row: class ids, or values for regression."""
         lines = (json.dumps(dict(zip(("index", "prediction", "label"), row, strict=True))) for row in rows)
-        write_atomically(self.predictions_path(name, seed), "".join(f"{line}\n" for line in lines))
+        write_atomically(self.predictions_path(name, seed), "".join(f"{line}\n" for line in lines).encode())
 
     def score(self, name: str, metrics: Sequence[str]) -> dict[int, dict[str, float]]:
         """Compute `metrics` of one scored name from all predictions there are, enter them, return them by seed."""

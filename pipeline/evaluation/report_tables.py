@@ -1,0 +1,143 @@
+"""What a report says of each run and each evaluated model, and the Markdown tables made of it."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.compaction.shapes import BertShape
+from pipeline.engine.run_directory import read_json_lines
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One training run: its name, method, logged steps, and the steps at which dimensions were selected."""
+
+    name: str
+    method: str
+    metrics: list[dict[str, Any]]
+    selections: list[int]
+
+    @classmethod
+    def read(cls, directory: Path) -> "RunSummary":
+        """Read a run directory. UserError if it logged nothing yet."""
+        metrics = read_json_lines(directory / "metrics.jsonl")
+        if not metrics:
+            raise UserError(f"{directory} has no logged step yet")
+        config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+        selections = sorted({line["step"] for line in read_json_lines(directory / "selection.jsonl")})
+        return cls(directory.name, config["method"], metrics, selections)
+
+    def numbers(self) -> dict[str, Any]:
+        last = self.metrics[-1]
+        heldout = [line for line in self.metrics if "heldout_loss" in line]
+        # The first logged interval pays for warming up, so a run's speed is the middle of the rest.
+        speeds = sorted(line["tokens_per_s"] for line in self.metrics[1:]) or [last["tokens_per_s"]]
+        return {
+            "method": self.method,
+            "step": last["step"],
+            "tokens": last["tokens"],
+            "tokens_per_s": speeds[len(speeds) // 2],
+            "heldout_loss": heldout[-1]["heldout_loss"] if heldout else None,
+            "heldout_accuracy": heldout[-1]["heldout_accuracy"] if heldout else None,
+        }
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """One evaluated model: its name, shape, and the content of results.json."""
+
+    name: str
+    shape: BertShape
+    tasks: dict[str, Any]
+
+    @classmethod
+    def read(cls, directory: Path) -> "EvaluationSummary":
+        """Read an evaluation directory and the configuration of its model. UserError if one of them is gone."""
+        results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+        path = Path(results["model"]) / "config.json"
+        if not path.is_file():
+            raise UserError(f"{directory} evaluates {results['model']}, which is no model directory any more")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        shape = BertShape(
+            layers=config["num_hidden_layers"],
+            hidden=config["hidden_size"],
+            heads=config["num_attention_heads"],
+            intermediate=config["intermediate_size"],
+            vocab_size=config["vocab_size"],
+            positions=config["max_position_embeddings"],
+            segments=config["type_vocab_size"],
+        )
+        return cls(Path(results["model"]).name, shape, results["tasks"])
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """`task metric` -> mean and std over seeds."""
+        return {
+            f"{task} {metric}": {"mean": value["mean"], "std": value["std"], "seeds": len(value["seeds"])}
+            for task, entry in self.tasks.items()
+            for metric, value in entry.items()
+            if isinstance(value, dict)
+        }
+
+    def numbers(self) -> dict[str, Any]:
+        return {
+            "parameters": self.shape.parameters,
+            "encoder_parameters": self.shape.encoder_parameters,
+            "hidden": self.shape.hidden,
+            "layers": self.shape.layers,
+            "scores": self.scores(),
+        }
+
+
+def evaluation_table(evaluations: list[EvaluationSummary]) -> str:
+    """Size and scores of each model; empty without evaluations. One row per model, tasks of several directories
+    of the same model side by side."""
+    models: dict[str, BertShape] = {}
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for evaluation in evaluations:
+        models[evaluation.name] = evaluation.shape
+        scores.setdefault(evaluation.name, {}).update(evaluation.scores())
+    columns = list(dict.fromkeys(column for entry in scores.values() for column in entry))
+    header = ["model", "layers x hidden", "parameters", "in the encoder", *columns]
+    rows = []
+    for name, shape in models.items():
+        cells = [_score(scores[name].get(column)) for column in columns]
+        size = f"{shape.layers} x {shape.hidden}"
+        rows.append([name, size, f"{shape.parameters:,}", f"{shape.encoder_parameters:,}", *cells])
+    return markdown(header, rows) if rows else ""
+
+
+def run_table(runs: list[RunSummary]) -> str:
+    """Length, speed and last held-out measurement of each run; empty without runs."""
+    header = ["run", "method", "steps", "tokens", "tokens/s", "held-out loss", "held-out accuracy"]
+    rows = []
+    for run in runs:
+        n = run.numbers()
+        heldout = ["", ""]
+        if n["heldout_loss"] is not None:
+            heldout = [f"{n['heldout_loss']:.3f}", f"{100 * n['heldout_accuracy']:.1f} %"]
+        speed = f"{n['tokens_per_s']:,.0f}"
+        rows.append([run.name, run.method, f"{n['step']:,}", f"{n['tokens']:,}", speed, *heldout])
+    return markdown(header, rows) if rows else ""
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """An aligned Markdown table; every column but the first is aligned right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        padded = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
+    return "\n".join([line(header), rule, *(line(row) for row in rows)])
+
+
+def _score(value: dict[str, float] | None) -> str:
+    if value is None:
+        return ""
+    spread = f" ± {value['std']:.3f}" if value["seeds"] > 1 else ""
+    return f"{value['mean']:.3f}{spread}"

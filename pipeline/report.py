@@ -1,0 +1,65 @@
+"""Report: one table and two plots from finished runs and evaluations.
+
+    python pipeline/report.py --runs DIR... --output DIR
+
+1. Read every directory: a run of pipeline/train.py (metrics.jsonl) or an evaluation of pipeline/evaluate.py
+   (results.json).
+2. Write `report.md` (tables), `report.json` (the same numbers) and `report.png`: loss over tokens with the moments
+   of selection, and held-out loss against size.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.errors import EXIT_DONE, UserError, run_entry_point
+from pipeline.launch import add_launcher_arguments, only_rank_zero
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Tables and plots from runs and evaluations.")
+    parser.add_argument("--runs", type=Path, nargs="+", required=True, metavar="DIR", help="runs and evaluations")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where report.md and report.png go")
+    add_launcher_arguments(parser)
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if not only_rank_zero():
+        return EXIT_DONE
+    from pipeline.evaluation.report_plots import draw
+    from pipeline.evaluation.report_tables import EvaluationSummary, RunSummary, evaluation_table, run_table
+
+    runs, evaluations = [], []
+    for directory in arguments.runs:
+        if (directory / "metrics.jsonl").is_file():
+            runs.append(RunSummary.read(directory))
+        elif (directory / "results.json").is_file():
+            evaluations.append(EvaluationSummary.read(directory))
+        else:
+            raise UserError(f"{directory} is neither a run (metrics.jsonl) nor an evaluation (results.json)")
+    tables = [table for table in (evaluation_table(evaluations), run_table(runs)) if table]
+
+    from pipeline.files import writing
+
+    with writing(arguments.output):
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        (arguments.output / "report.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+        numbers = {
+            "runs": {run.name: run.numbers() for run in runs},
+            "evaluations": {evaluation.name: evaluation.numbers() for evaluation in evaluations},
+        }
+        (arguments.output / "report.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        draw(runs, evaluations, arguments.output / "report.png")
+    print("\n\n".join(tables))
+    print(f"\nwritten: {arguments.output / 'report.md'}, {arguments.output / 'report.png'}")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
