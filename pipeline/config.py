@@ -137,6 +137,8 @@ class TrainConfig:
     keep_checkpoints: int = 2
     evaluate_every: int = 1000
     log_every: int = 10
+    embedding_init: Literal["random", "ppmi"] = "random"
+    """Scratch only: ppmi starts the word embeddings from co-occurrence counts of the training text."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch", "checkpoint_every", "keep_checkpoints", "evaluate_every", "log_every"):
@@ -167,6 +169,8 @@ class Recipe:
         if self.method == "wid":
             if self.teacher.path is None:
                 raise UserError("method wid needs a teacher: set teacher.path to a BERT directory or hub name")
+            if self.train.embedding_init != "random":
+                raise UserError("train.embedding_init is for method scratch: a student starts from its teacher")
             if self.target.layers is not None:
                 raise UserError("target.layers is for method scratch: a WID student has its teacher's layers")
             if self.compaction.end_step > self.train.steps:

@@ -20,6 +20,8 @@ class UserError(Exception):
     """Bad arguments, configuration or output directory."""
 
     exit_code = EXIT_USAGE
+    said_elsewhere = False
+    """Another rank has the same error and says it."""
 
 
 class DataError(UserError):
@@ -33,12 +35,12 @@ def run_entry_point(main: Callable[[], int]) -> NoReturn:
     try:
         code = main()
     except UserError as error:
-        rank = int(os.environ.get("RANK", "0"))
-        if rank != 0:
+        if os.environ.get("RANK", "0") != "0" and not error.said_elsewhere:
             # Ranks find the same mistake at the same moment. Rank 0 says it once; the launcher then ends
             # the others. A mistake that only this rank met is still said, a little later.
-            time.sleep(3)
-        print(f"error: {error}", file=sys.stderr, flush=True)
+            time.sleep(10)
+        if not error.said_elsewhere:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         code = error.exit_code
     sys.stdout.flush()
     sys.exit(code)

@@ -15,6 +15,7 @@ from transformers.utils import logging as library_logging
 from pipeline.compaction.model import CompactedBert, shape_of, take_positions
 from pipeline.compaction.shapes import BertShape, resolve_target
 from pipeline.config import Recipe, TargetConfig
+from pipeline.data.cooccurrence import TokenStatistics, ppmi_embeddings
 from pipeline.errors import UserError
 
 DEFAULT_POSITIONS = 512
@@ -73,8 +74,23 @@ def build_model(recipe: Recipe, vocab_size: int) -> BuiltModel:
             f"compaction.start_step must not be before that, and is {recipe.compaction.start_step}"
         )
     module = compact(recipe, teacher)
-    notices += [f"teacher: {shape_of(teacher.config)}", f"student: {module.target}"]
+    notices += [f"teacher: {shape_of(teacher.config)}", f"{_student_word(recipe)}: {module.target}"]
     return BuiltModel(module, teacher.config, head_is_new, notices)
+
+
+def _student_word(recipe: Recipe) -> str:
+    params = recipe.target.params
+    return "student" if params is None else f"target.params {params}: the nearest legal student has"
+
+
+@torch.no_grad()
+def start_from_counts(module: PlainBert, statistics: TokenStatistics) -> None:
+    """Set the word embeddings to PPMI factors and the decoder bias to the log frequencies of the training text."""
+    bert = module.bert
+    word = bert.bert.embeddings.word_embeddings.weight
+    word.copy_(ppmi_embeddings(statistics, word.shape[1], scale=bert.config.initializer_range))
+    share = torch.from_numpy(statistics.frequencies / statistics.frequencies.sum())
+    bert.cls.predictions.decoder.bias.copy_(share.log())
 
 
 def rebuild_model(recipe: Recipe, bert_config: dict[str, Any]) -> PlainBert | CompactedBert:

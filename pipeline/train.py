@@ -51,30 +51,16 @@ def main() -> int:
 
 def train(recipe: Recipe, arguments: argparse.Namespace, world: Any) -> bool:
     """Run the recipe; True if it was trained to its end."""
-    from pipeline.data.manifest import TOKENIZER_NAME
-    from pipeline.data.open import open_training_data
-    from pipeline.data.vocabulary import load_tokenizer
-    from pipeline.engine.checkpoint import load_checkpoint
-    from pipeline.engine.deepspeed_config import load_deepspeed_config
     from pipeline.engine.run_directory import record_start, resume_point
     from pipeline.engine.run_log import RunLog
     from pipeline.engine.setup import initialize_engine
     from pipeline.engine.trainer import Trainer
-    from pipeline.models import build_model, check_same_tokenizer, load_parameters
 
     directory = arguments.output
-    deepspeed_config = load_deepspeed_config(arguments.deepspeed_config, recipe.train, world.size)
     checkpoint_path, faults = world.on_main(lambda: resume_point(directory, recipe))
-
-    data, heldout, manifest = open_training_data(recipe.data, recipe.train.seed)
-    if recipe.teacher.path is not None:
-        shards = recipe.data.sources()[0][0]
-        check_same_tokenizer(recipe.teacher.path, shards, load_tokenizer(shards / TOKENIZER_NAME))
-    built = build_model(recipe, manifest.vocab_size)
-    checkpoint = load_checkpoint(checkpoint_path) if checkpoint_path else None
-    if checkpoint:
-        load_parameters(built.module, checkpoint.tensors["parameters"])
-        built.head_is_new = checkpoint.trainer["head_is_new"]
+    deepspeed_config, data, heldout, built, checkpoint = world.together(
+        lambda: prepare(recipe, arguments.deepspeed_config, world.size, checkpoint_path)
+    )
     first_step = checkpoint.step if checkpoint else 0
 
     world.on_main(lambda: record_start(directory, recipe, deepspeed_config, sys.argv))
@@ -97,6 +83,34 @@ def train(recipe: Recipe, arguments: argparse.Namespace, world: Any) -> bool:
         )
         log.close()
     return finished
+
+
+def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: Path | None) -> tuple[Any, ...]:
+    """Everything that can be wrong with what a run reads: DeepSpeed configuration, data, model, checkpoint.
+
+    Every rank reads for itself, and none communicates.
+    """
+    from pipeline.data.cooccurrence import count_tokens
+    from pipeline.data.manifest import TOKENIZER_NAME
+    from pipeline.data.open import open_training_data
+    from pipeline.data.vocabulary import load_tokenizer
+    from pipeline.engine.checkpoint import load_checkpoint
+    from pipeline.engine.deepspeed_config import load_deepspeed_config
+    from pipeline.models import PlainBert, build_model, check_same_tokenizer, load_parameters, start_from_counts
+
+    deepspeed_config = load_deepspeed_config(deepspeed_path, recipe.train, ranks)
+    data, heldout, manifest = open_training_data(recipe.data, recipe.train.seed)
+    if recipe.teacher.path is not None:
+        shards = recipe.data.sources()[0][0]
+        check_same_tokenizer(recipe.teacher.path, shards, load_tokenizer(shards / TOKENIZER_NAME))
+    built = build_model(recipe, manifest.vocab_size)
+    if recipe.train.embedding_init == "ppmi" and not checkpoint_path and isinstance(built.module, PlainBert):
+        start_from_counts(built.module, count_tokens(data.sources[0]))
+    checkpoint = load_checkpoint(checkpoint_path) if checkpoint_path else None
+    if checkpoint:
+        load_parameters(built.module, checkpoint.tensors["parameters"])
+        built.head_is_new = checkpoint.trainer["head_is_new"]
+    return deepspeed_config, data, heldout, built, checkpoint
 
 
 if __name__ == "__main__":

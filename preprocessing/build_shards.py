@@ -31,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="build_shards.py", description="Turn text into verified token shards.")
     spec_help = "FORMAT:PATH, PATH may be a glob; formats: text (a document per file), lines, wikiextractor"
-    parser.add_argument("--input", nargs="+", required=True, metavar="SPEC", help=spec_help)
+    parser.add_argument("--input", action="extend", nargs="+", required=True, metavar="SPEC", help=spec_help)
     tokenizer_help = "tokenizer directory, or a vocab.txt"
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help=tokenizer_help)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new or unfinished directory")

@@ -21,7 +21,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="train_tokenizer.py", description="Train a tokenizer on text.")
     parser.add_argument("--kind", choices=["wordpiece"], default="wordpiece", help="algorithm (default: %(default)s)")
     spec_help = "FORMAT:PATH, PATH may be a glob; formats: text (a document per file), lines, wikiextractor"
-    parser.add_argument("--input", nargs="+", required=True, metavar="SPEC", help=spec_help)
+    parser.add_argument("--input", action="extend", nargs="+", required=True, metavar="SPEC", help=spec_help)
     parser.add_argument("--vocab-size", type=positive_int, required=True, metavar="N", help="tokens, special ones too")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new directory")
     parser.add_argument("--cased", action="store_true", help="keep upper case and accents (default: drop them)")

@@ -167,7 +167,7 @@ def test_a_parameter_target_is_resolved_and_said(teacher):
     built = build_model(
         recipe(teacher, target={"hidden": None, "head_size": None, "params": "10k", "intermediate": 40}), VOCAB
     )
-    assert any(f"student: {built.module.target}" == notice for notice in built.notices)
+    assert any("nearest legal student" in notice and str(built.module.target) in notice for notice in built.notices)
     assert abs(built.module.target.parameters - 10_000) < 2000
     assert shape_of(built.bert_config).hidden == 24
 
@@ -282,13 +282,17 @@ def test_the_warmed_up_run_folds(warmed, tmp_path):
     assert len(losses) == 8 and np.isfinite(losses).all()
 
 
-def test_a_run_resumed_within_the_warm_up_goes_on_with_it(warmed, tmp_path):
-    """The teacher has no head, the checkpoint has one: the run must still know that it was new."""
-    run = shutil.copytree(warmed, tmp_path / "run")
-    for step in range(3, 9):
-        shutil.rmtree(run / "checkpoints" / f"step_{step}")
+def test_a_run_resumed_within_the_warm_up_or_after_the_schedule_ends_alike(warmed, tmp_path):
+    """The teacher has no head, the checkpoint has one: the run must still know that it was new. And past the last
+    step of the schedule nothing sets the gates any more but the resumption."""
     inputs = {"recipe": warmed.parent / "recipe.yaml", "deepspeed": warmed.parent / "ds.json"}
-    run_train_worker(tmp_path, train_command(inputs, run))
-    for step in (3, 8):
-        straight, resumed = parameters_at(warmed, step), parameters_at(run, step)
-        assert [name for name in straight if not torch.equal(straight[name], resumed[name])] == []
+    runs = {first: shutil.copytree(warmed, tmp_path / f"from_{first}") for first in (2, 6)}
+    for first, run in runs.items():
+        for step in range(first + 1, 9):
+            shutil.rmtree(run / "checkpoints" / f"step_{step}")
+    run_train_worker(tmp_path, *(train_command(inputs, run) for run in runs.values()))
+    for first, run in runs.items():
+        for step in (first + 1, 8):
+            straight, resumed = parameters_at(warmed, step), parameters_at(run, step)
+            assert [name for name in straight if not torch.equal(straight[name], resumed[name])] == []
+        assert (run / "metrics.jsonl").read_text().count("\n") == 8

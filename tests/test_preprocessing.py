@@ -187,3 +187,16 @@ def test_other_ranks_of_a_launcher_do_nothing(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert build(monkeypatch, corpus, tmp_path / "out") == 0
     assert not (tmp_path / "out").exists()
+
+
+def test_inputs_add_up_however_they_are_given(tmp_path):
+    """`--input A --input B` is `--input A B`; an option that silently replaced the first would lose text."""
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.txt").write_text("\n".join(sentences(3, seed=ord(name))) + "\n")
+    a, b = f"lines:{tmp_path / 'a.txt'}", f"lines:{tmp_path / 'b.txt'}"
+    vocabulary = write_vocabulary(tmp_path / "vocab.txt")
+    for name, inputs in (("once", ["--input", a, b]), ("twice", ["--input", a, "--input", b])):
+        result = run_script("build_shards", *inputs, "--tokenizer", vocabulary, "--output", tmp_path / name)
+        assert result.returncode == 0, result.stderr
+    assert quick_check(tmp_path / "twice").documents == 6
+    assert quick_check(tmp_path / "once") == quick_check(tmp_path / "twice")

@@ -235,3 +235,16 @@ def test_run_directory_is_complete(runs):
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == STEPS and last["tokens"] == STEPS * 16 * 16 and last["tokens_per_s"] > 0
     assert last["kept"] == {"residual": 15, "attention.0": 15, "ffn.0": 31, "attention.1": 15, "ffn.1": 31}
+
+
+def test_tensorboard_holds_the_curves(runs):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(runs / "zero1" / "tensorboard"))
+    board.Reload()
+    scalars = set(board.Tags()["scalars"])
+    optimizer = {"optimizer/gradient_norm", "optimizer/lr_weights", "optimizer/lr_compactor", "optimizer/lr_head"}
+    mlm = {"mlm/loss", "mlm/accuracy", "mlm/heldout_loss", "mlm/heldout_accuracy"}
+    assert optimizer | mlm | {"speed/tokens_per_s", "kept/residual", "kept/ffn.1"} <= scalars
+    losses = [(event.step, event.value) for event in board.Scalars("mlm/loss")]
+    assert losses == pytest.approx(list(zip(range(1, STEPS + 1), metrics(runs / "zero1", "loss"), strict=True)))

@@ -54,19 +54,28 @@ class World:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def on_main(self, action: Callable[[], Any]) -> Any:
-        """What `action` returns on rank 0, on every rank. A `UserError` there is raised on every rank: the others
-        would otherwise wait in the next collective and report a lost connection instead."""
-        result = error = None
-        if self.is_main:
-            try:
-                result = action()
-            except UserError as caught:
-                error = caught
-        result, error = self.broadcast((result, error))
-        if error is not None:
-            raise error
+    def together(self, action: Callable[[], Any]) -> Any:
+        """This rank's result of `action`, if it went well on every rank; else every rank raises the first error.
+
+        Where one rank alone gave up, the others would wait for it in the next collective and report a lost
+        connection. Rank 0 says the error, whoever met it. All ranks must call, and `action` must not communicate.
+        """
+        result, error = None, None
+        try:
+            result = action()
+        except UserError as caught:
+            error = caught
+        errors: list[UserError | None] = [None] * self.size
+        dist.all_gather_object(errors, error)
+        first = next((error for error in errors if error is not None), None)
+        if first is not None:
+            first.said_elsewhere = not self.is_main
+            raise first
         return result
+
+    def on_main(self, action: Callable[[], Any]) -> Any:
+        """What `action` returns on rank 0, on every rank; errors as in `together`."""
+        return self.broadcast(self.together(lambda: action() if self.is_main else None))
 
     def barrier(self) -> None:
         dist.barrier()
