@@ -110,12 +110,14 @@ def runs(tmp_path_factory) -> Path:
     jobs["ranks2_accumulation1"] = (no_dropout, write_deepspeed(directory, 1, micro=8))
     run_jobs(directory, 2, jobs)
 
-    resumed = {"changed_stage": (no_dropout, configs[3])}
+    resumed = {}
     interrupt(directory / "ranks2_accumulation4", directory / "changed_stage")
     interrupt(directory / "ranks2_accumulation4", directory / "changed_ranks")
     for name in [f"zero{stage}" for stage in STAGES] + ["bf16", "bf16_zero1", "bf16_zero2", "bf16_zero3"]:
         interrupt(directory / name, directory / f"{name}_resumed")
         resumed[f"{name}_resumed"] = jobs[name]
+    # Last: a ZeRO-3 engine swaps torch's linear function for the rest of its process, which changes the last bits.
+    resumed["changed_stage"] = (no_dropout, configs[3])
     run_jobs(directory, 2, resumed)
     alone = {name: (no_dropout, configs[1]) for name in ("ranks1_accumulation8", "changed_ranks")}
     run_jobs(directory, 1, alone)
@@ -246,5 +248,6 @@ def test_tensorboard_holds_the_curves(runs):
     optimizer = {"optimizer/gradient_norm", "optimizer/lr_weights", "optimizer/lr_compactor", "optimizer/lr_head"}
     mlm = {"mlm/loss", "mlm/accuracy", "mlm/heldout_loss", "mlm/heldout_accuracy"}
     assert optimizer | mlm | {"speed/tokens_per_s", "kept/residual", "kept/ffn.1"} <= scalars
-    losses = [(event.step, event.value) for event in board.Scalars("mlm/loss")]
-    assert losses == pytest.approx(list(zip(range(1, STEPS + 1), metrics(runs / "zero1", "loss"), strict=True)))
+    losses = board.Scalars("mlm/loss")
+    assert [event.step for event in losses] == list(range(1, STEPS + 1))
+    assert [event.value for event in losses] == pytest.approx(metrics(runs / "zero1", "loss"))
