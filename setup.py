@@ -1,12 +1,14 @@
 """Package metadata of WID. The supported use is a clone with an editable install (`make install`)."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="wid-bert",
     version="0.1.0",
     description="Compress BERT by Weight-Inherited Distillation with DeepSpeed",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

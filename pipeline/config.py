@@ -156,9 +156,13 @@ class TrainConfig:
 
 @dataclass
 class Recipe:
-    """What is trained, in five sections and a method."""
+    """What is trained, in five sections and a method.
 
-    method: Literal["wid", "scratch"] = "wid"
+    wid compacts a teacher, continue trains a teacher on as it is (what more of the same text would have brought),
+    scratch pre-trains a BERT from a shape.
+    """
+
+    method: Literal["wid", "continue", "scratch"] = "wid"
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     data: DataConfig = field(default_factory=DataConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
@@ -166,20 +170,25 @@ class Recipe:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.method == "wid":
-            if self.teacher.path is None:
-                raise UserError("method wid needs a teacher: set teacher.path to a BERT directory or hub name")
-            if self.train.embedding_init != "random":
-                raise UserError("train.embedding_init is for method scratch: a student starts from its teacher")
-            if self.target.layers is not None:
-                raise UserError("target.layers is for method scratch: a WID student has its teacher's layers")
-            if self.compaction.end_step > self.train.steps:
-                raise UserError(
-                    f"the narrowing schedule ends at step {self.compaction.end_step}, after train.steps "
-                    f"{self.train.steps}: train longer or shorten the compaction section"
-                )
-        elif self.teacher.path is not None:
-            raise UserError("method scratch takes no teacher: remove teacher.path, or use method wid")
+        if self.method == "scratch":
+            if self.teacher.path is not None:
+                raise UserError("method scratch takes no teacher: remove teacher.path, or use method wid or continue")
+            return
+        if self.teacher.path is None:
+            raise UserError(f"method {self.method} needs a teacher: set teacher.path to a BERT directory or hub name")
+        if self.train.embedding_init != "random":
+            raise UserError("train.embedding_init is for method scratch: the others start from the teacher's weights")
+        if self.method == "continue":
+            if self.target != TargetConfig():
+                raise UserError("method continue keeps the teacher's shape: remove the target section")
+            return
+        if self.target.layers is not None:
+            raise UserError("target.layers is for method scratch: a WID student has its teacher's layers")
+        if self.compaction.end_step > self.train.steps:
+            raise UserError(
+                f"the narrowing schedule ends at step {self.compaction.end_step}, after train.steps "
+                f"{self.train.steps}: train longer or shorten the compaction section"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

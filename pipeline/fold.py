@@ -7,7 +7,7 @@
 3. Measure the difference in logits on windows of the run's held-out text; refuse a student that is not the model.
 4. Write what `save_pretrained` writes, the tokenizer, a model card and `fold.json`.
 
-A run of method scratch has nothing to fold; its model is written the same way.
+A run of method scratch or continue has nothing to fold; its model is written the same way.
 """
 
 import argparse
@@ -154,7 +154,11 @@ def write_student(student: Any, tokenizer: Any, details: dict[str, Any], output:
 def model_card(details: dict[str, Any]) -> str:
     """The student's README.md."""
     target = details["target"]
-    origin = "Weight-Inherited Distillation (WID)" if details["method"] == "wid" else "pre-training from scratch"
+    origin = {
+        "wid": "Weight-Inherited Distillation (WID)",
+        "continue": "further pre-training",
+        "scratch": "pre-training from scratch",
+    }[details["method"]]
     lines = [
         "---",
         "library_name: transformers",

@@ -1,4 +1,5 @@
-"""The models a run can train: a new BERT, or a teacher with its compactors; and what makes a BERT a teacher."""
+"""The models a run can train: a teacher with its compactors, a teacher as it is, or a new BERT; and what makes a
+BERT a teacher."""
 
 import json
 import pickle
@@ -68,13 +69,16 @@ def build_model(recipe: Recipe, vocab_size: int) -> BuiltModel:
             f"data.seq_len {recipe.data.seq_len} is longer than the teacher's "
             f"{teacher.config.max_position_embeddings} positions"
         )
+    notices.append(f"teacher: {shape_of(teacher.config)}")
+    if recipe.method == "continue":
+        return BuiltModel(PlainBert(teacher), teacher.config, head_is_new, notices)
     if head_is_new and recipe.compaction.start_step < recipe.teacher.head_warmup_steps:
         raise UserError(
             f"the teacher's new MLM head warms up for {recipe.teacher.head_warmup_steps} steps, so "
             f"compaction.start_step must not be before that, and is {recipe.compaction.start_step}"
         )
     module = compact(recipe, teacher)
-    notices += [f"teacher: {shape_of(teacher.config)}", f"{_student_word(recipe)}: {module.target}"]
+    notices.append(f"{_student_word(recipe)}: {module.target}")
     return BuiltModel(module, teacher.config, head_is_new, notices)
 
 
@@ -96,7 +100,7 @@ def start_from_counts(module: PlainBert, statistics: TokenStatistics) -> None:
 def rebuild_model(recipe: Recipe, bert_config: dict[str, Any]) -> PlainBert | CompactedBert:
     """The same model as `build_model` made, without weights to start from: a checkpoint brings them."""
     model = BertForMaskedLM(BertConfig.from_dict(bert_config))
-    return PlainBert(model) if recipe.method == "scratch" else compact(recipe, model)
+    return compact(recipe, model) if recipe.method == "wid" else PlainBert(model)
 
 
 @torch.no_grad()

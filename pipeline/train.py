@@ -1,4 +1,4 @@
-"""Train: compact a teacher (method wid) or pre-train a BERT from a shape (method scratch).
+"""Train: compact a teacher (method wid), train one on (continue), or pre-train a BERT from a shape (scratch).
 
     deepspeed pipeline/train.py --deepspeed_config ds_configs/X.json --config recipes/Y.yaml \\
         [--section.key value ...] --output RUN_DIR

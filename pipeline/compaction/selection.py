@@ -9,14 +9,19 @@
 The lowest scores are retired first. Scores are float64 on the CPU; the choice is deterministic.
 """
 
+from __future__ import annotations
+
 import hashlib
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from pipeline.compaction.groups import Gate, Group
-from pipeline.compaction.model import CompactedBert
+
+if TYPE_CHECKING:
+    # Recipes name selections; reading a recipe must not cost the seconds that importing transformers does.
+    from pipeline.compaction.model import CompactedBert
 
 Selection = Literal["norm", "taylor", "random"]
 

@@ -12,12 +12,13 @@ import torch.distributed as dist
 
 from pipeline.errors import UserError
 
-# What other launchers call the rank, the number of ranks and the rank on this node.
-_LAUNCHERS = {
-    "RANK": ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"),
-    "WORLD_SIZE": ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_NTASKS"),
-    "LOCAL_RANK": ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "SLURM_LOCALID"),
-}
+# What other launchers call the rank, the number of ranks and the rank on this node. SLURM sets most of these in the
+# batch script too, which is one process: only inside a step of srun do they count.
+_LAUNCHERS = (
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+)
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,10 @@ class World:
 
 def adopt_launcher_environment() -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* from whatever started this process; alone: one rank."""
-    if "RANK" not in os.environ:
-        for name, others in _LAUNCHERS.items():
-            value = next((os.environ[other] for other in others if other in os.environ), None)
-            if value is not None:
-                os.environ[name] = value
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    launcher = next((own for own in _LAUNCHERS if all(name in os.environ for name in own)), None)
+    if "RANK" not in os.environ and launcher:
+        os.environ.update({name: os.environ[own] for name, own in zip(names, launcher, strict=True)})
     for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, alone)
     if os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ:

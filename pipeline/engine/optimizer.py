@@ -11,8 +11,8 @@ from pipeline.config import TeacherConfig, TrainConfig
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-6
-_HEAD = ("transform", "decoder")
-"""First parts of the parameter names of the MLM head, as CompactedBert names them."""
+_HEAD = ("transform", "decoder", "bert.cls.")
+"""First parts of the parameter names of the MLM head, in CompactedBert and in PlainBert."""
 
 
 def parameter_role(name: str) -> str:
