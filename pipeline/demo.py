@@ -3,7 +3,7 @@
     make demo                              text, teacher and student all made here, no downloads
     make demo DATA=SPEC TEACHER=DIR        your own text and teacher
 
-1. Text: documentation strings of the installed packages, or DATA; every 20th document is held out.
+1. Text: documentation strings of the installed packages, or DATA; every 50th document is held out.
 2. Tokenizer (the teacher's, if there is one) and shards.
 3. Teacher: a small BERT trained from scratch, or TEACHER.
 4. WID: the teacher compacted to about a third of its encoder parameters, then folded.
@@ -34,7 +34,7 @@ from pipeline.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 RANKS = 2
-HOLD_OUT_EVERY = 20
+HOLD_OUT_EVERY = 50
 VOCABULARY = 4096
 STUDENT_WIDTH = 0.5625
 """Share of the hidden size that the student keeps: a third of the encoder's parameters."""

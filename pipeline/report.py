@@ -4,8 +4,8 @@
 
 1. Read every directory: a run of pipeline/train.py (metrics.jsonl) or an evaluation of pipeline/evaluate.py
    (results.json).
-2. Write `report.md` (tables), `report.json` (the same numbers) and `report.png`: loss over tokens with the moments
-   of selection, and held-out loss against size.
+2. Write `report.md` (tables), `report.json` (the same numbers, with machine, versions and commit) and `report.png`:
+   loss over tokens with the moments of selection, and held-out loss against size.
 """
 
 import argparse
@@ -32,8 +32,10 @@ def main() -> int:
     arguments = parse_arguments()
     if not only_rank_zero():
         return EXIT_DONE
+    from pipeline.environment import commit, machine, versions
     from pipeline.evaluation.report_plots import draw
     from pipeline.evaluation.report_tables import EvaluationSummary, RunSummary, evaluation_table, run_table
+    from pipeline.files import writing
 
     runs, evaluations = [], []
     for directory in arguments.runs:
@@ -44,13 +46,13 @@ def main() -> int:
         else:
             raise UserError(f"{directory} is neither a run (metrics.jsonl) nor an evaluation (results.json)")
     tables = [table for table in (evaluation_table(evaluations), run_table(runs)) if table]
-
-    from pipeline.files import writing
-
     with writing(arguments.output):
         arguments.output.mkdir(parents=True, exist_ok=True)
         (arguments.output / "report.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
         numbers = {
+            "machine": machine(),
+            "versions": versions(),
+            "commit": commit(),
             "runs": {run.name: run.numbers() for run in runs},
             "evaluations": {evaluation.name: evaluation.numbers() for evaluation in evaluations},
         }

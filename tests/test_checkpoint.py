@@ -25,7 +25,8 @@ from pipeline.engine.checkpoint import (
     save_checkpoint,
     why_incomplete,
 )
-from pipeline.engine.run_directory import JsonLines, git_commit, read_json_lines, record_start, resume_point
+from pipeline.engine.run_directory import JsonLines, read_json_lines, record_start, resume_point
+from pipeline.environment import commit
 from pipeline.errors import DataError, UserError
 
 
@@ -285,7 +286,7 @@ def test_the_start_is_recorded(run):
     assert json.loads((run / "ds_config.json").read_text()) == {"train_batch_size": 4}
     environment = (run / "environment.txt").read_text()
     assert "command: train.py --config r.yaml" in environment and "torch: " in environment
-    assert f"commit: {git_commit()}" in environment and "not installed" not in environment
+    assert f"commit: {commit()}" in environment and "not installed" not in environment
 
 
 def test_the_same_recipe_goes_on_and_may_grow(run):

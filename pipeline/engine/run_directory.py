@@ -1,14 +1,11 @@
 """The directory of one run: who owns it, what is recorded at the start, and the records that grow.
 
 config.yaml       the resolved recipe        ds_config.json    the completed DeepSpeed configuration
-environment.txt   versions and commit        metrics.jsonl     one object per logged step
+environment.txt   machine, versions, commit        metrics.jsonl     one object per logged step
 selection.jsonl   every retirement           tensorboard/  checkpoints/
 """
 
-import importlib.metadata
 import json
-import platform
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +13,9 @@ import yaml
 
 from pipeline.config import Recipe
 from pipeline.engine.checkpoint import newest_complete
+from pipeline.environment import commit, machine, versions
 from pipeline.errors import DataError, UserError
 from pipeline.files import write_atomically, writing
-
-_PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "tensorboard")
 
 
 def resume_point(directory: Path, recipe: Recipe) -> tuple[Path | None, list[str]]:
@@ -85,25 +81,8 @@ def record_start(directory: Path, recipe: Recipe, deepspeed_config: dict[str, An
 
 
 def _environment(command: list[str]) -> str:
-    lines = [f"command: {' '.join(command)}", f"python: {platform.python_version()}", f"system: {platform.platform()}"]
-    for package in _PACKAGES:
-        try:
-            lines.append(f"{package}: {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            lines.append(f"{package}: not installed")
-    return "\n".join([*lines, f"commit: {git_commit()}"]) + "\n"
-
-
-def git_commit() -> str:
-    """The commit this code is at, with `-dirty` when files changed, or `unknown` outside a git clone."""
-    root = Path(__file__).resolve().parents[2]
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=root, capture_output=True, text=True
-        )
-    except OSError:
-        return "unknown"
-    return described.stdout.strip() or "unknown"
+    lines = {"command": " ".join(command), "machine": machine(), **versions(), "commit": commit()}
+    return "".join(f"{name}: {value}\n" for name, value in lines.items())
 
 
 class JsonLines:
