@@ -28,6 +28,7 @@ from pipeline.config import Recipe, build
 from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine.optimizer import parameter_role
 from pipeline.errors import UserError
+from pipeline.fold import fold_run
 from pipeline.models import build_model, check_same_tokenizer, load_parameters, load_teacher, rebuild_model, save_config
 
 VOCAB = 61
@@ -296,3 +297,27 @@ def test_a_run_resumed_within_the_warm_up_or_after_the_schedule_ends_alike(warme
             straight, resumed = parameters_at(warmed, step), parameters_at(run, step)
             assert [name for name in straight if not torch.equal(straight[name], resumed[name])] == []
         assert (run / "metrics.jsonl").read_text().count("\n") == 8
+
+
+def test_continue_trains_the_teacher_itself(teacher, tmp_path):
+    """Same weights and logits at the start; a real run moves all of them and folds to the teacher's shape."""
+    values = recipe_values(make_shards(tmp_path / "shards"), teacher)
+    vocab = vocabulary_of(tmp_path / "shards")
+    random_teacher(vocab=vocab).save_pretrained(tmp_path / "bert")
+    values |= {"method": "continue", "target": {}, "teacher": {"path": str(tmp_path / "bert")}}
+    built = build_model(build(Recipe, values, "test"), vocab)
+    original = BertForMaskedLM.from_pretrained(tmp_path / "bert").eval()
+    ids = torch.arange(24).reshape(2, 12)
+    assert torch.equal(built.module.eval()(ids), original(input_ids=ids).logits)
+
+    inputs = {
+        "recipe": write_recipe(tmp_path / "recipe.yaml", values),
+        "deepspeed": write_deepspeed(tmp_path / "deepspeed.json"),
+    }
+    run_train_worker(tmp_path, train_command(inputs, tmp_path / "run"))
+    fold_run(tmp_path / "run", tmp_path / "continued")
+    after = BertForMaskedLM.from_pretrained(tmp_path / "continued")
+    assert shape_of(after.config) == shape_of(original.config)
+    changed = {name for name, p in after.named_parameters() if not torch.equal(p, original.get_parameter(name))}
+    still = set(dict(after.named_parameters())) - changed
+    assert all("segment" in name or "token_type" in name for name in still), still

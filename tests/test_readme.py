@@ -20,7 +20,7 @@ from shard_support import sentences, write_vocabulary
 SMALL = {
     "preprocessing/build_shards.py": "--tokenizer vocab.txt --workers 2",
     "pipeline/train.py": (
-        "--teacher.path tiny_bert --data.seq_len 16 --data.heldout_windows 8 --target.hidden 16 --target.head_size 8 "
+        "--teacher.path tiny_bert --data.seq_len 16 --data.heldout_windows 8 --target.hidden 12 --target.head_size 4 "
         "--compaction.start_step 1 --compaction.interval_steps 1 --compaction.increments 2 --compaction.decay_steps 1 "
         "--train.steps 4 --train.global_batch 16"
     ),
