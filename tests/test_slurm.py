@@ -48,11 +48,16 @@ SelectType=select/cons_tres\nSelectTypeParameters=CR_Core\nSlurmdParameters=conf
     subprocess.run(["runuser", "-u", "munge", "--", "munged"], check=False)  # one that runs already is as good
     for command in (["slurmctld"], *(["slurmd", "-N", node] for node in NODES)):
         subprocess.run([*command, "-f", str(conf)], check=True)
+    environment = {**os.environ, "SLURM_CONF": str(conf)}
     try:
-        yield {**os.environ, "SLURM_CONF": str(conf)}
+        yield environment
     finally:
-        subprocess.run(["scancel", "--me"], env={**os.environ, "SLURM_CONF": str(conf)}, check=False)
-        time.sleep(3)
+        subprocess.run(["scancel", "--me"], env=environment, check=False)
+        # A node whose job still runs does not end.
+        deadline = time.monotonic() + 60
+        while subprocess.run(["squeue", "-h"], env=environment, capture_output=True).stdout:
+            assert time.monotonic() < deadline
+            time.sleep(1)
         for pid in tmp_path.glob("slurm*.pid"):
             subprocess.run(["kill", pid.read_text().strip()], check=False)
 
