@@ -12,7 +12,7 @@ from pipeline.compaction.groups import build_groups
 from pipeline.compaction.shapes import BertShape
 from pipeline.config import Recipe, TargetConfig, TrainConfig, load_recipe
 from pipeline.engine.compaction import load_replay
-from pipeline.engine.deepspeed_config import load_deepspeed_config, precision, zero_stage
+from pipeline.engine.deepspeed_config import load_deepspeed_config, precision
 from pipeline.errors import UserError
 
 BASIC = recipe_values(ROOT / "shards", ROOT / "teacher")
@@ -218,7 +218,7 @@ def deepspeed(tmp_path, ranks: int = 1, batch: int = 4, **changes):
 def test_batch_sizes_are_completed_from_the_recipe(tmp_path):
     config = deepspeed(tmp_path, batch=12)
     assert (config["train_batch_size"], config["gradient_accumulation_steps"]) == (12, 6)
-    assert zero_stage(config) == 0 and precision(config) == "fp32"
+    assert config.get("zero_optimization", {}).get("stage", 0) == 0 and precision(config) == "fp32"
     assert precision(deepspeed(tmp_path, bf16={"enabled": True})) == "bf16"
     assert deepspeed(tmp_path, gradient_accumulation_steps=2, train_batch_size=4)["train_batch_size"] == 4
 
@@ -272,7 +272,7 @@ def test_shipped_deepspeed_configurations_say_what_their_names_say(tmp_path, pat
     content = json.loads(path.read_text())
     if path.stem.startswith("zero"):
         stage, kind = path.stem.removeprefix("zero").split("_")
-        assert (zero_stage(content), precision(content)) == (int(stage), kind)
+        assert (content["zero_optimization"]["stage"], precision(content)) == (int(stage), kind)
     if precision(content) != "fp16":
         load_deepspeed_config(path, TrainConfig(global_batch=content["train_micro_batch_size_per_gpu"] * 6), 1)
 

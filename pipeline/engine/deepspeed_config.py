@@ -62,10 +62,6 @@ def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[st
     return config
 
 
-def zero_stage(config: dict[str, Any]) -> int:
-    return int(config.get("zero_optimization", {}).get("stage", 0))
-
-
 def precision(config: dict[str, Any]) -> str:
     """fp32, bf16 or fp16."""
     return next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")), "fp32")
