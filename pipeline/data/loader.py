@@ -101,11 +101,11 @@ def _block_counts(weights: list[float]) -> np.ndarray:
 
 
 class HeldOutData:
-    """A fixed set of windows with fixed masks: `count` windows of `source` from `first` on."""
+    """Fixed windows (n,) of `source` with fixed masks."""
 
-    def __init__(self, source: WindowSource, first: int, count: int, fraction: float) -> None:
+    def __init__(self, source: WindowSource, windows: np.ndarray, fraction: float) -> None:
         self.source = source
-        self.windows = np.arange(first, first + count)
+        self.windows = windows
         self.fraction = fraction
 
     def batches(self, size: int, rank: int = 0, ranks: int = 1) -> Iterator[tuple[MaskedBatch, int]]:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.config import DataConfig
 from pipeline.data.loader import HeldOutData, Masking, TrainingData
 from pipeline.data.manifest import TOKENIZER_NAME, Manifest, quick_check
@@ -43,7 +45,9 @@ def open_training_data(config: DataConfig, seed: int) -> tuple[TrainingData, Hel
         if other.tokenizer_fingerprint != manifest.tokenizer_fingerprint:
             raise UserError(f"data.heldout {config.heldout} was built with another tokenizer than the training shards")
         count = min(config.heldout_windows, source.windows)
-        heldout = HeldOutData(source, 0, count, config.mask_fraction)
+        # Spread over all of it: a directory often holds one kind of text after the other.
+        spread = np.arange(count) * source.windows // count
+        heldout = HeldOutData(source, spread, config.mask_fraction)
         return TrainingData(sources, weights, masking), heldout, manifest
 
     for source in sources:
@@ -52,6 +56,6 @@ def open_training_data(config: DataConfig, seed: int) -> tuple[TrainingData, Hel
                 f"{source.directory} has {source.windows} windows of {config.seq_len} tokens, too few to keep "
                 f"{config.heldout_windows} of them back: set data.heldout_windows lower, or data.heldout to a directory"
             )
-    first = sources[0].windows - config.heldout_windows
-    heldout = HeldOutData(sources[0], first, config.heldout_windows, config.mask_fraction)
+    last = np.arange(sources[0].windows - config.heldout_windows, sources[0].windows)
+    heldout = HeldOutData(sources[0], last, config.mask_fraction)
     return TrainingData(sources, weights, masking, reserved=config.heldout_windows), heldout, manifest

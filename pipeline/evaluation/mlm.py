@@ -5,6 +5,7 @@ Windows and masks are those of the trainer's held-out measurement, so its number
 
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import BertForMaskedLM
@@ -38,7 +39,7 @@ def score_masked_lm(model_directory: Path, shards: Path, window_tokens: int, sto
         )
     if model.config.max_position_embeddings < window_tokens:
         raise UserError(f"--max-length {window_tokens}: the model has {model.config.max_position_embeddings} positions")
-    heldout = HeldOutData(source, 0, source.windows, MASK_FRACTION)
+    heldout = HeldOutData(source, np.arange(source.windows), MASK_FRACTION)
     store.begin(TASK, f"{source.windows:,} windows of {window_tokens} tokens", manifest.source_hash)
     store.open()
     loss, accuracy = _measure(model, heldout)
