@@ -2,6 +2,7 @@
 BERT a teacher."""
 
 import json
+import math
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from pipeline.data.cooccurrence import TokenStatistics, ppmi_embeddings
 from pipeline.errors import UserError
 
 DEFAULT_POSITIONS = 512
+BERT_BASE_HIDDEN, BERT_BASE_RANGE = 768, 0.02
+"""BERT's standard deviation of initial weights is right for its width; other widths are scaled to equal outputs."""
 
 
 def attention_kernel() -> str:
@@ -64,9 +67,9 @@ def build_model(recipe: Recipe, vocab_size: int) -> BuiltModel:
     torch.manual_seed(recipe.train.seed)
     if recipe.method == "scratch":
         config = _scratch_config(recipe, vocab_size)
-        return BuiltModel(
-            PlainBert(BertForMaskedLM(config)), config, False, [f"training from scratch: {shape_of(config)}"]
-        )
+        model = BertForMaskedLM(config)
+        _start_positions(model.bert.embeddings.position_embeddings.weight, config.initializer_range)
+        return BuiltModel(PlainBert(model), config, False, [f"training from scratch: {shape_of(config)}"])
     teacher, head_is_new, notices = load_teacher(str(recipe.teacher.path), recipe.train.dropout)
     if teacher.config.vocab_size != vocab_size:
         raise UserError(
@@ -108,7 +111,8 @@ def start_from_counts(module: PlainBert, statistics: TokenStatistics) -> None:
 
 def rebuild_model(recipe: Recipe, bert_config: dict[str, Any]) -> PlainBert | CompactedBert:
     """The same model as `build_model` made, without weights to start from: a checkpoint brings them."""
-    model = BertForMaskedLM(BertConfig.from_dict(bert_config))
+    config = BertConfig.from_dict(bert_config)
+    model = BertForMaskedLM._from_config(config, attn_implementation=attention_kernel())
     return compact(recipe, model) if recipe.method == "wid" else PlainBert(model)
 
 
@@ -212,11 +216,25 @@ def _scratch_config(recipe: Recipe, vocab_size: int) -> BertConfig:
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         intermediate_size=shape.intermediate,
+        initializer_range=BERT_BASE_RANGE * math.sqrt(BERT_BASE_HIDDEN / shape.hidden),
         max_position_embeddings=shape.positions,
         hidden_dropout_prob=recipe.train.dropout,
         attention_probs_dropout_prob=recipe.train.dropout,
         attn_implementation=attention_kernel(),
     )
+
+
+@torch.no_grad()
+def _start_positions(table: Tensor, scale: float) -> None:
+    """Set position embeddings (positions, hidden) to sines and cosines (Vaswani et al. 2017, section 3.5) of standard
+    deviation `scale`; they train on from there.
+
+    With random ones, attention has to learn every pair of positions before it finds out about neighbours.
+    """
+    positions, hidden = table.shape
+    column = torch.arange(hidden)
+    angles = torch.arange(positions)[:, None] * 10000.0 ** (-(column - column % 2) / hidden)
+    table.copy_(torch.where(column % 2 == 0, angles.sin(), angles.cos()) * scale * math.sqrt(2))
 
 
 def _scratch_shape(target: TargetConfig, vocab_size: int, positions: int) -> BertShape:
