@@ -22,6 +22,7 @@ setup(
         "datasets>=4,<6",
         "tokenizers>=0.22",
         "sentencepiece>=0.2",
+        "protobuf>=4",  # reads and changes SentencePiece models
         "safetensors>=0.6",
         "accelerate>=1.10",  # fine-tuning runs on the Trainer of transformers, which needs it
         "mpi4py>=4",
@@ -32,6 +33,7 @@ setup(
         "matplotlib>=3.9",
         "pyyaml>=6",
         "zstandard>=0.23",  # .zst input
+        "mwparserfromhell>=0.7.2,<0.8",  # wikitext; the cap: its tokens are read, which are less public than its trees
         "ninja",  # deepspeed imports it even when nothing is built
     ],
     extras_require={"dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "mypy>=1.18", "types-PyYAML"]},

@@ -2,8 +2,11 @@
 
 1. The SPECs become a list of files, and the files a fixed list of tasks (inputs.py).
 2. The output directory is claimed, or an unfinished build in it continued (output.py).
-3. Worker processes take tasks (workers.py); each reads, tokenizes and writes its shards (readers.py, sharding.py).
-4. The manifest appears last, and with it the directory counts as finished.
+3. Worker processes (workers.py) take tasks: they read and clean documents into working files (readers.py,
+   cleaning.py).
+4. Documents that occur twice are found (duplicates.py).
+5. Worker processes take the tasks again: they tokenize the working files and write shards (sharding.py).
+6. The manifest appears last, and with it the directory counts as finished.
 """
 
 import argparse
@@ -19,8 +22,10 @@ if not __package__:
 from pipeline.data.manifest import Manifest, tokenizer_fingerprint
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.launch import add_launcher_arguments, only_rank_zero, positive_int
-from preprocessing.inputs import Task, expand_specs, plan_tasks, source_hash
-from preprocessing.output import BuildDirectory, TaskResult
+from preprocessing.cleaning import Cleaner, Cleaning
+from preprocessing.inputs import SPEC_HELP, Task, expand_specs, plan_tasks, source_hash
+from preprocessing.output import BuildDirectory, TaskResult, duplicates_path, listed
+from preprocessing.reflow import MODES
 
 # 8 MB of ids, 16 MB of text, 5 s of one core: what a kill costs at most, and small enough to share out evenly.
 SHARD_TOKENS = 4_000_000
@@ -30,9 +35,8 @@ _REPORT_SECONDS = 10
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="build_shards.py", description="Turn text into verified token shards.")
-    spec_help = "FORMAT:PATH, PATH may be a glob; formats: text (a document per file), lines, wikiextractor"
-    parser.add_argument("--input", action="extend", nargs="+", required=True, metavar="SPEC", help=spec_help)
-    tokenizer_help = "tokenizer directory, or a vocab.txt"
+    parser.add_argument("--input", action="extend", nargs="+", required=True, metavar="SPEC", help=SPEC_HELP)
+    tokenizer_help = "tokenizer directory, vocab.txt, or SentencePiece .model"
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help=tokenizer_help)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new or unfinished directory")
     cores = len(os.sched_getaffinity(0))
@@ -40,6 +44,14 @@ def parse_arguments() -> argparse.Namespace:
     shard_help = "tokens after which a shard is closed (default: %(default)s)"
     parser.add_argument("--shard-tokens", type=positive_int, default=SHARD_TOKENS, help=shard_help)
     parser.add_argument("--cased", action="store_true", help="a vocab.txt alone is cased (default: uncased)")
+    reflow_help = (
+        "join hard-wrapped lines into paragraphs and cut Project Gutenberg's licence; auto judges each document"
+    )
+    parser.add_argument("--reflow", choices=MODES, default="auto", help=f"{reflow_help} (default: %(default)s)")
+    length_help = "characters a document needs to be kept (default: %(default)s)"
+    parser.add_argument("--min-length", type=positive_int, default=1, metavar="N", help=length_help)
+    error_help = "what undecodable bytes and malformed records do: end the run, or cost their document"
+    parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=f"{error_help} (default: stop)")
     add_launcher_arguments(parser)
     return parser.parse_args()
 
@@ -49,6 +61,7 @@ def main() -> int:
     args = parse_arguments()
     if not only_rank_zero():
         return EXIT_DONE
+    cleaning = Cleaning(args.reflow, args.min_length, skip_faults=args.on_error == "skip")
     sources = expand_specs(args.input)
     tasks = plan_tasks(sources, args.shard_tokens)
     from preprocessing.tokenizers_io import save_tokenizer
@@ -58,22 +71,38 @@ def main() -> int:
         tokenizer = Path(folder) / "tokenizer"
         tokenizer.mkdir()
         save_tokenizer(args.tokenizer, tokenizer, args.cased)
-        identity = source_hash(sources, tokenizer_fingerprint(tokenizer), args.shard_tokens)
-        build = BuildDirectory(args.output, identity)
+        settings = f"{tokenizer_fingerprint(tokenizer)} {args.shard_tokens} {cleaning.settings}"
+        build = BuildDirectory(args.output, source_hash(sources, settings))
         if build.is_finished():
             build.remove_work()
             print(f"{args.output}: these shards are already finished")
             return EXIT_DONE
         tokenizer = build.open(tokenizer)
-    results = run_build(build, tasks, tokenizer, args.shard_tokens, args.workers)
-    print_summary(args.output, build.finish(results))
+    clean_inputs(build, tasks, cleaning, args.workers)
+    print_summary(args.output, build.finish(write_shards(build, tasks, tokenizer, args.shard_tokens, args.workers)))
     return EXIT_DONE
 
 
-def run_build(
+def clean_inputs(build: BuildDirectory, tasks: list[Task], cleaning: Cleaning, workers: int) -> None:
+    """Run the first pass of the tasks that still need it, and find the duplicates."""
+    from preprocessing.duplicates import find_duplicates
+    from preprocessing.workers import run_tasks
+
+    left = [task for task in tasks if build.result_of(task.index) is None and not build.is_clean(task.index)]
+    documents, done, reported = 0, len(tasks) - len(left), time.monotonic()
+    for _task, result in run_tasks(left, Cleaner(build.output, cleaning), min(workers, len(left))):
+        documents, done, now = documents + result.documents, done + 1, time.monotonic()
+        if now - reported >= _REPORT_SECONDS:
+            print(f"reading: {done}/{len(tasks)} tasks, {documents:,} documents", flush=True)
+            reported = now
+    if left or not duplicates_path(build.output).exists():
+        find_duplicates(build.output, len(tasks))
+
+
+def write_shards(
     build: BuildDirectory, tasks: list[Task], tokenizer: Path, shard_tokens: int, workers: int
 ) -> list[TaskResult]:
-    """Run the tasks that are not done yet and return the results of all, in task order."""
+    """Run the second pass of the tasks that are not done yet and return the results of all, in task order."""
     from preprocessing.sharding import TaskRunner
     from preprocessing.workers import run_tasks
 
@@ -97,9 +126,8 @@ def run_build(
 
 def print_summary(output: Path, manifest: Manifest) -> None:
     """Say what was written."""
-    left_out = ", ".join(f"{count} {reason}" for reason, count in sorted(manifest.skipped.items())) or "none"
     counts = f"{manifest.documents:,} documents, {manifest.tokens:,} tokens in {len(manifest.shards)} shards"
-    print(f"{output}: {counts}; left out: {left_out}; vocabulary {manifest.vocab_size:,}")
+    print(f"{output}: {counts}; left out: {listed(manifest.skipped)}; vocabulary {manifest.vocab_size:,}")
 
 
 if __name__ == "__main__":

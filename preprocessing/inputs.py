@@ -13,29 +13,35 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from preprocessing.compressed import is_compressed
-from preprocessing.readers import FORMATS, Document, Piece, read_piece
+from preprocessing.pieces import Document, Piece
+from preprocessing.readers import FORMATS, read_piece
 
 # English text in a BERT vocabulary has 4.4 bytes per token: a task gives about one shard, seldom a little more.
 BYTES_PER_TOKEN = 4
 # Text compresses to a quarter (gzip, zstd) or less (xz); only the grouping of small files depends on it.
 COMPRESSION = 4
 # Part of the source hash: raise it when the same inputs would give other shards than before.
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 _SAMPLE = 1 << 16
+
+SPEC_HELP = (
+    "FORMAT:PATH, PATH may be a glob; formats: text (a document per file), lines, jsonl, wikiextractor, mediawiki, "
+    "and hub:NAME?config=C&split=S&field=F&revision=R"
+)
 
 
 @dataclass(frozen=True)
 class Source:
-    """One input file and the format to read it in."""
+    """One input and the format to read it in; for `hub:` the path is what stands behind the colon."""
 
     format: str
     path: Path
 
     @property
     def text_bytes(self) -> int:
-        """Bytes of text: exact for a plain file, an estimate for a compressed one."""
-        size = self.path.stat().st_size
-        return size * COMPRESSION if is_compressed(self.path) else size
+        """Bytes of text: exact for a plain text file, an estimate for others."""
+        size = self.path.stat().st_size * (COMPRESSION if is_compressed(self.path) else 1)
+        return int(size * FORMATS[self.format].text_share)
 
 
 @dataclass(frozen=True)
@@ -72,14 +78,17 @@ def plan_tasks(sources: Iterable[Source], shard_tokens: int) -> list[Task]:
     return tasks
 
 
-def source_hash(sources: Iterable[Source], tokenizer_fingerprint: str, shard_tokens: int) -> str:
-    """Hex SHA-256 of what decides the shards' bytes.
+def source_hash(sources: Iterable[Source], settings: str) -> str:
+    """Hex SHA-256 of what decides the shards' bytes: the sources and, as `settings`, everything else.
 
     A file counts with its size and the hash of its first and last 64 KiB: the same corpus elsewhere or copied
     anew is the same source, and planning does not read terabytes.
     """
-    digest = hashlib.sha256(f"{PLAN_VERSION} {tokenizer_fingerprint} {shard_tokens}".encode())
+    digest = hashlib.sha256(f"{PLAN_VERSION} {settings}".encode())
     for source in sources:
+        if identify := FORMATS[source.format].fingerprint:
+            digest.update(f"\n{source.format} {identify(str(source.path))}".encode())
+            continue
         try:
             size, ends = source.path.stat().st_size, _hash_of_ends(source.path)
         except OSError as error:
@@ -93,6 +102,8 @@ def _expand(spec: str) -> list[Source]:
     if not colon or name not in FORMATS:
         known = ", ".join(f"{known}:PATH" for known in FORMATS)
         raise UserError(f"input {spec!r} is not FORMAT:PATH with a known format; known are {known}")
+    if FORMATS[name].count_shards is not None:
+        return [Source(name, Path(pattern))]
     if Path(pattern).is_file():
         return [Source(name, Path(pattern))]
     if Path(pattern).is_dir():
@@ -111,14 +122,24 @@ def _hash_of_ends(path: Path) -> str:
 
 
 def _pieces(sources: Iterable[Source], limit: int) -> Iterator[tuple[Piece, int]]:
-    """Yield pieces with their size in bytes of text; only plain files of splittable formats are cut."""
+    """Yield pieces with their size in bytes of text; what cannot be cut is one piece, a shard of no file a task."""
     for source in sources:
-        size = source.text_bytes
         path = str(source.path)
-        parts = -(-size // limit) if FORMATS[source.format].splittable and not is_compressed(source.path) else 1
+        if count_shards := FORMATS[source.format].count_shards:
+            yield from ((Piece(source.format, path, shard, shard + 1), limit) for shard in range(count_shards(path)))
+            continue
+        size, text_bytes = source.path.stat().st_size, source.text_bytes
+        parts = -(-text_bytes // limit) if _can_be_cut(source) else 1
         if parts <= 1:
-            yield Piece(source.format, path), size
+            yield Piece(source.format, path), text_bytes
             continue
         bounds = [size * part // parts for part in range(parts + 1)]
         for start, end in pairwise(bounds):
-            yield Piece(source.format, path, start, end), end - start
+            yield Piece(source.format, path, start, end), text_bytes // parts
+
+
+def _can_be_cut(source: Source) -> bool:
+    known = FORMATS[source.format]
+    if is_compressed(source.path):
+        return known.bz2_splittable and source.path.suffix == ".bz2"
+    return known.splittable

@@ -13,8 +13,10 @@ from pipeline.data.indexed import IndexedReader
 from pipeline.data.manifest import TOKENIZER_NAME, Manifest, quick_check
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.launch import add_launcher_arguments, only_rank_zero, positive_int
+from preprocessing.lengths import Counts, count_shard, quantile
 
 _SHOWN_TOKENS = 120
+HISTOGRAM_NAME = "tokens_per_document.png"
 
 
 def main() -> int:
@@ -23,49 +25,51 @@ def main() -> int:
     parser.add_argument("directory", type=Path, metavar="DIR", help="directory that build_shards.py wrote")
     documents_help = "documents to print, spread evenly (default: %(default)s)"
     parser.add_argument("--documents", type=positive_int, default=3, metavar="N", help=documents_help)
+    histogram_help = f"where the histogram of tokens per document goes (default: DIR/{HISTOGRAM_NAME})"
+    parser.add_argument("--histogram", type=Path, metavar="PNG", help=histogram_help)
     add_launcher_arguments(parser)
     args = parser.parse_args()
     if not only_rank_zero():
         return EXIT_DONE
     manifest = quick_check(args.directory)
-    from transformers import AutoTokenizer
+    from pipeline.data.vocabulary import load_tokenizer
+    from preprocessing.length_histogram import draw
 
-    tokenizer = AutoTokenizer.from_pretrained(str(args.directory / TOKENIZER_NAME), local_files_only=True)
-    readers = [IndexedReader(args.directory / shard.name) for shard in manifest.shards]
-    print_summary(manifest, readers, tokenizer.unk_token_id)
+    tokenizer = load_tokenizer(args.directory / TOKENIZER_NAME)
+    counts = Counts()
+    for shard in manifest.shards:
+        counts += count_shard(IndexedReader(args.directory / shard.name), tokenizer.unk_token_id)
+    print_summary(manifest, counts)
+    picture = args.histogram or args.directory / HISTOGRAM_NAME
+    draw(counts.histogram, picture)
+    print(f"histogram            {picture}")
     for index in np.unique(np.linspace(0, manifest.documents - 1, args.documents).astype(int)):
-        ids = document(readers, int(index))
+        ids = document(args.directory, manifest, int(index))
         more = " ..." if ids.size > _SHOWN_TOKENS else ""
         print(f"\ndocument {index}, {ids.size:,} tokens:\n{tokenizer.decode(ids[:_SHOWN_TOKENS].tolist())}{more}")
     return EXIT_DONE
 
 
-def print_summary(manifest: Manifest, readers: list[IndexedReader], unknown_id: int) -> None:
-    """Print the counts; reads every id once, to count the unknown ones."""
-    lengths = np.concatenate([document_lengths(reader) for reader in readers])
-    unknown = sum(int(np.count_nonzero(reader.tokens == unknown_id)) for reader in readers)
-    quartiles = np.percentile(lengths, [0, 25, 50, 75, 100]).astype(int)
+def print_summary(manifest: Manifest, counts: Counts) -> None:
+    """Print the counts."""
     print(f"documents            {manifest.documents:,}")
-    print(f"tokens               {manifest.tokens:,} ({readers[0].tokens.dtype}, vocabulary {manifest.vocab_size:,})")
+    print(f"tokens               {manifest.tokens:,} (vocabulary {manifest.vocab_size:,})")
     print(f"shards               {len(manifest.shards):,}")
-    print(f"tokens per document  mean {lengths.mean():,.1f}; least, quartiles, most: {', '.join(map(str, quartiles))}")
-    print(f"share of [UNK]       {unknown / manifest.tokens:.4%}")
+    mean = manifest.tokens / manifest.documents
+    quartiles = ", ".join(f"{quantile(counts.histogram, share):,.0f}" for share in (0.25, 0.5, 0.75))
+    lengths = f"mean {mean:,.1f}, least {counts.least:,}, quartiles about {quartiles}, most {counts.most:,}"
+    print(f"tokens per document  {lengths}")
+    print(f"share of [UNK]       {counts.unknown / manifest.tokens:.4%}")
     for reason, count in sorted(manifest.skipped.items()):
         print(f"left out, {reason:<10} {count:,}")
 
 
-def document_lengths(reader: IndexedReader) -> np.ndarray:
-    """Tokens in each document (documents,) int64."""
-    sums = np.concatenate([[0], np.cumsum(reader.lengths, dtype=np.int64)])
-    return np.diff(sums[reader.document_ends])
-
-
-def document(readers: list[IndexedReader], index: int) -> np.ndarray:
+def document(directory: Path, manifest: Manifest, index: int) -> np.ndarray:
     """Ids (tokens,) of document `index`, counted through all shards in order."""
-    for reader in readers:
-        if index < len(reader):
-            return reader[index]
-        index -= len(reader)
+    for shard in manifest.shards:
+        if index < shard.documents:
+            return IndexedReader(directory / shard.name)[index]
+        index -= shard.documents
     raise IndexError("document beyond the last shard")
 
 

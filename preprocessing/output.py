@@ -3,6 +3,10 @@
 DIR/.build/            while unfinished only
     source_hash        of what this directory is being made
     tokenizer/         the tokenizer the tasks use
+    text_00007.zst     what the first pass left of task 7: cleaned documents; goes when the task is done
+    digests_00007.bin  16 bytes for each of them
+    clean_00007.json   marker: the first pass of task 7 is done, with its counts
+    duplicates.npy     which documents of each task are duplicates
     task_00007.json    marker: task 7 is done, with these shards (names, counts, hashes)
     lock               held by the build that runs
 DIR/shard_*.bin .idx   whole shards
@@ -14,7 +18,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
@@ -23,23 +27,58 @@ from pipeline.data.indexed import ShardInfo
 from pipeline.data.manifest import MANIFEST_NAME, TOKENIZER_NAME, Manifest, read_manifest, tokenizer_fingerprint
 from pipeline.errors import DataError, UserError
 from pipeline.files import remove_temporaries, sync_directory, write_atomically, writing
-from preprocessing.tokenizers_io import load_fast, vocabulary_size
+from preprocessing.tokenizers_io import load_encoder
 
 BUILD_NAME = ".build"
+DIGEST_BYTES = 16
+
+
+@dataclass(frozen=True)
+class CleanResult:
+    """What the first pass of a task left: documents, and by reason the number of those left out."""
+
+    documents: int
+    left_out: dict[str, int]
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What a finished task left: its shards in order, documents skipped by reason, bytes of text read."""
+    """What a finished task left: its shards in order, documents skipped by reason, bytes of text tokenized."""
 
     shards: tuple[ShardInfo, ...]
     skipped: dict[str, int]
     text_bytes: int
 
 
+def text_path(output: Path, task: int) -> Path:
+    """Working file with the cleaned documents of a task."""
+    return output / BUILD_NAME / f"text_{task:05d}.zst"
+
+
+def digests_path(output: Path, task: int) -> Path:
+    """Working file with the digests of a task's documents, `DIGEST_BYTES` each."""
+    return output / BUILD_NAME / f"digests_{task:05d}.bin"
+
+
+def duplicates_path(output: Path) -> Path:
+    """Working file that says which documents are duplicates."""
+    return output / BUILD_NAME / "duplicates.npy"
+
+
+def write_clean_marker(output: Path, task: int, result: CleanResult) -> None:
+    """Record that the first pass of a task is done; its text and digests must be under their names already."""
+    write_atomically(_clean_marker_path(output, task), json.dumps(asdict(result)).encode())
+
+
+def clean_result_of(output: Path, task: int) -> CleanResult:
+    """What the first pass of a task left. FileNotFoundError if it has to be run."""
+    return CleanResult(**json.loads(_clean_marker_path(output, task).read_bytes()))
+
+
 def write_marker(output: Path, task: int, result: TaskResult) -> None:
-    """Record that a task is done; its shards must be under their names already."""
+    """Record that a task is done; its shards must be under their names already. Its working text goes."""
     write_atomically(_marker_path(output, task), json.dumps(asdict(result)).encode())
+    text_path(output, task).unlink(missing_ok=True)
 
 
 class BuildDirectory:
@@ -55,11 +94,11 @@ class BuildDirectory:
         """True if this build is done here. UserError if the directory holds anything but this build."""
         if (self.output / MANIFEST_NAME).exists():
             if read_manifest(self.output).source_hash != self.source_hash:
-                raise UserError(f"{self.output} holds finished shards of other input, tokenizer or shard size")
+                raise UserError(f"{self.output} holds finished shards of other input, tokenizer or options")
             return True
         recorded = self.work / "source_hash"
         if recorded.exists() and recorded.read_text() != self.source_hash:
-            what = "an unfinished build of other input, tokenizer or shard size"
+            what = "an unfinished build of other input, tokenizer or options"
             raise UserError(f"{self.output} holds {what}; delete it or choose another directory")
         if not self.work.exists() and self.output.exists() and any(self.output.iterdir()):
             raise UserError(f"{self.output} is not empty; choose another directory")
@@ -76,6 +115,10 @@ class BuildDirectory:
             shutil.copytree(tokenizer, self.work / TOKENIZER_NAME, dirs_exist_ok=True)
         write_atomically(self.work / "source_hash", self.source_hash.encode())
         return self.work / TOKENIZER_NAME
+
+    def is_clean(self, task: int) -> bool:
+        """Whether the first pass of a task that is not finished need not be run."""
+        return _clean_marker_path(self.output, task).exists() and text_path(self.output, task).exists()
 
     def result_of(self, task: int) -> TaskResult | None:
         """What a finished task left, or None if it has to be run."""
@@ -95,9 +138,9 @@ class BuildDirectory:
             skipped.update(result.skipped)
         if not shards:
             self._remove_all()
-            raise DataError(f"the input holds no document (empty ones left out: {skipped['empty']})")
+            raise DataError(f"the input holds no document; left out: {listed(skipped)}")
         tokenizer = self.work / TOKENIZER_NAME
-        vocab_size = vocabulary_size(load_fast(tokenizer))
+        vocab_size = load_encoder(tokenizer).vocab_size
         fingerprint = tokenizer_fingerprint(tokenizer)
         with writing(self.output):
             # Left over where a run was killed between here and the manifest.
@@ -124,6 +167,15 @@ class BuildDirectory:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"{self.output}: another process is building here") from error
+
+
+def listed(skipped: Mapping[str, int]) -> str:
+    """Numbers of documents by reason, in words."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items())) or "none"
+
+
+def _clean_marker_path(output: Path, task: int) -> Path:
+    return output / BUILD_NAME / f"clean_{task:05d}.json"
 
 
 def _marker_path(output: Path, task: int) -> Path:

@@ -1,109 +1,134 @@
 """Documents out of files: one reader per format, and the table of them.
 
-A reader gets a `Piece`, a file or a byte range of one, and yields its documents in order. A range owns what begins
-in it, so the ranges of a file together yield each of its documents once. To add a format: write its reader and
-enter it in `FORMATS`.
+A reader gets a `Piece`, a file or a range of one, and yields its documents in order. A range owns what begins in
+it, so the ranges of a file together yield each of its documents once. What a reader leaves out, and every fault, it
+tells the `Tally`. To add a format: write its reader and enter it in `FORMATS`.
 """
 
 import html
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import DataError
 from preprocessing.compressed import DAMAGED, open_text
+from preprocessing.hub import count_shards, fingerprint, read_rows
+from preprocessing.mediawiki import read_pages
+from preprocessing.pieces import Document, Piece
+from preprocessing.tally import Tally
 
 BOM = b"\xef\xbb\xbf"
 _TITLE = re.compile(r'\btitle="(.*?)"(?=\s*>|\s+\w+=)')
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Bytes [start, end) of the (decompressed) file at `path`; end None means to its end."""
-
-    format: str
-    path: str
-    start: int = 0
-    end: int | None = None
-
-
-@dataclass(frozen=True)
-class Document:
-    """Text without surrounding white space, perhaps none, and where it begins: byte `offset` of `path`."""
-
-    text: str
-    path: str
-    offset: int
-
-
-def read_text(piece: Piece) -> Iterator[Document]:
+def read_text(piece: Piece, tally: Tally) -> Iterator[Document]:
     """One document per file."""
     try:
         with open_text(Path(piece.path)) as stream:
             raw = stream.read()
     except DAMAGED as error:
-        raise DataError(f"{piece.path}: expected whole, undamaged data: {error}") from error
+        tally.fault("damaged", piece.path, 0, f"expected whole, undamaged data: {error}")
+        return
     skipped = len(BOM) if raw.startswith(BOM) else 0
-    yield Document(_decode(raw[skipped:], piece.path, skipped).strip(), piece.path, skipped)
+    text = tally.decode(raw[skipped:], piece.path, skipped)
+    if text is not None:
+        yield Document(text.strip(), piece.path, skipped)
 
 
-def read_lines(piece: Piece) -> Iterator[Document]:
+def read_lines(piece: Piece, tally: Tally) -> Iterator[Document]:
     """One document per line."""
-    for offset, line in _lines_from(piece):
-        if piece.end is not None and offset >= piece.end:
-            return
-        yield Document(_decode(line, piece.path, offset).strip(), piece.path, offset)
+    for offset, line in _owned_lines(piece, tally):
+        text = tally.decode(line, piece.path, offset)
+        if text is not None:
+            yield Document(text.strip(), piece.path, offset)
 
 
-def read_wikiextractor(piece: Piece) -> Iterator[Document]:
+def read_jsonl(piece: Piece, tally: Tally) -> Iterator[Document]:
+    """The field `text` of one JSON object per line; blank lines do not count."""
+    for offset, line in _owned_lines(piece, tally):
+        decoded = tally.decode(line, piece.path, offset)
+        if decoded is None or not decoded.strip():
+            continue
+        try:
+            text = json.loads(decoded)["text"].strip()
+            text.encode()  # JSON can spell lone surrogates, which are no text
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            tally.malformed(piece.path, offset, 'a JSON object with a string "text"', line)
+            continue
+        yield Document(text, piece.path, offset)
+
+
+def read_wikiextractor(piece: Piece, tally: Tally) -> Iterator[Document]:
     """Articles between `<doc ...>` and `</doc>`; a first line that repeats the title attribute is dropped."""
     begin, article = 0, list[bytes]()
-    # A range may begin inside an article that the range before it reads to its end.
+    # A range may begin inside an article that the range before it reads to its end; what follows a fault is as foreign.
     inside_foreign = piece.start > 0
-    for offset, line in _lines_from(piece):
+    for offset, line in _lines_from(piece, tally):
         if not article and piece.end is not None and offset >= piece.end:
             return
         if line.startswith(b"<doc "):
             if article:
-                raise _malformed(piece.path, offset, f"</doc> of the document that begins at byte {begin}", line)
+                tally.malformed(piece.path, offset, f"</doc> of the document that begins at byte {begin}", line)
             begin, article, inside_foreign = offset, [line], False
         elif line.startswith(b"</doc>"):
             if article:
-                yield Document(_article_text(_decode(b"".join(article), piece.path, begin)), piece.path, begin)
+                marked = tally.decode(b"".join(article), piece.path, begin)
+                if marked is not None:
+                    yield Document(_article_text(marked), piece.path, begin)
             elif not inside_foreign:
-                raise _malformed(piece.path, offset, "<doc ...>", line)
+                tally.malformed(piece.path, offset, "<doc ...>", line)
             article, inside_foreign = [], False
         elif article:
             article.append(line)
         elif line.strip() and not inside_foreign:
-            raise _malformed(piece.path, offset, "<doc ...>", line)
+            tally.malformed(piece.path, offset, "<doc ...>", line)
+            inside_foreign = True
     if article:
-        where = f"{piece.path}, line {_line_number(piece.path, begin)} (byte {begin})"
-        raise DataError(f"{where}: expected </doc> for the document that begins here, the file ended first")
+        expected = "expected </doc> for the document that begins here, the file ended first"
+        tally.fault("malformed", piece.path, begin, expected)
 
 
 @dataclass(frozen=True)
 class Format:
-    """A reader, and whether it can read byte ranges of a file (so that one big file keeps many processes busy)."""
+    """A reader, and how its inputs can be cut so that a big one keeps many processes busy."""
 
-    read: Callable[[Piece], Iterator[Document]]
-    splittable: bool
+    read: Callable[[Piece, Tally], Iterator[Document]]
+    splittable: bool = False
+    """Byte ranges of a plain file can be read."""
+    bz2_splittable: bool = False
+    """So can those of a .bz2 file, which own the bzip2 streams that begin in them."""
+    text_share: float = 1
+    """Bytes of text in a byte of the file."""
+    count_shards: Callable[[str], int] | None = None
+    """For inputs that are no files: how many pieces a path has, and"""
+    fingerprint: Callable[[str], str] | None = None
+    """what identifies its content."""
 
 
 FORMATS = {
-    "text": Format(read_text, splittable=False),
+    "text": Format(read_text),
     "lines": Format(read_lines, splittable=True),
+    "jsonl": Format(read_jsonl, splittable=True),
     "wikiextractor": Format(read_wikiextractor, splittable=True),
+    "mediawiki": Format(read_pages, splittable=True, bz2_splittable=True, text_share=0.5),
+    "hub": Format(read_rows, count_shards=count_shards, fingerprint=fingerprint),
 }
 
 
-def read_piece(piece: Piece) -> Iterator[Document]:
-    """Yield the documents of a piece in order. DataError names the file and where it is not what it should be."""
-    return FORMATS[piece.format].read(piece)
+def read_piece(piece: Piece, tally: Tally | None = None) -> Iterator[Document]:
+    """Yield the documents of a piece in order. Without a tally, a fault is a DataError that names file and place."""
+    return FORMATS[piece.format].read(piece, tally or Tally())
 
 
-def _lines_from(piece: Piece) -> Iterator[tuple[int, bytes]]:
+def _owned_lines(piece: Piece, tally: Tally) -> Iterator[tuple[int, bytes]]:
+    for offset, line in _lines_from(piece, tally):
+        if piece.end is not None and offset >= piece.end:
+            return
+        yield offset, line
+
+
+def _lines_from(piece: Piece, tally: Tally) -> Iterator[tuple[int, bytes]]:
     """Yield (byte offset, line) from the first line that begins at or after `piece.start` to the end of the file."""
     offset = piece.start
     try:
@@ -118,7 +143,7 @@ def _lines_from(piece: Piece) -> Iterator[tuple[int, bytes]]:
                 yield offset, line
                 offset += len(line)
     except DAMAGED as error:
-        raise DataError(f"{piece.path}: byte {offset}: expected whole, undamaged data: {error}") from error
+        tally.fault("damaged", piece.path, offset, f"expected whole, undamaged data: {error}")
 
 
 def _article_text(marked: str) -> str:
@@ -128,26 +153,3 @@ def _article_text(marked: str) -> str:
     if title and html.unescape(title[1]).strip() == html.unescape(first).strip():
         body = rest
     return body.strip()
-
-
-def _decode(raw: bytes, path: str, offset: int) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        at = offset + error.start
-        where = f"{path}, line {_line_number(path, at)} (byte {at})"
-        raise DataError(f"{where}: expected UTF-8, found byte 0x{raw[error.start]:02x}") from error
-
-
-def _malformed(path: str, offset: int, expected: str, line: bytes) -> DataError:
-    found = line[:40].decode(errors="replace").strip()
-    return DataError(f"{path}, line {_line_number(path, offset)} (byte {offset}): expected {expected}, found {found!r}")
-
-
-def _line_number(path: str, offset: int) -> int:
-    """Line, from 1, of a byte of the text. Reads the file again: errors are rare, counting always would cost."""
-    count, left = 1, offset
-    with open_text(Path(path)) as stream:
-        while left and (block := stream.read(min(left, 1 << 20))):
-            count, left = count + block.count(b"\n"), left - len(block)
-    return count

@@ -1,7 +1,7 @@
-"""One task: read its pieces, tokenize, write its shards, leave its completion marker.
+"""The second pass: tokenize what the first left of a task, but the duplicates, and write its shards and marker.
 
-A task is a pure function of its pieces, the tokenizer and the shard size, so whoever runs it, and however often,
-the shards are the same bytes.
+A task is a pure function of its text, the duplicates, the tokenizer and the shard size, so whoever runs it, and
+however often, the shards are the same bytes.
 """
 
 from collections import Counter
@@ -11,13 +11,13 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from pipeline.data.indexed import IndexedWriter, ShardInfo
+from preprocessing.cleaning import cleaned_texts
+from preprocessing.duplicates import duplicates_of
 from preprocessing.inputs import Task
-from preprocessing.output import TaskResult, write_marker
-from preprocessing.readers import read_piece
-from preprocessing.tokenizers_io import load_fast, vocabulary_size
+from preprocessing.output import TaskResult, clean_result_of, write_marker
+from preprocessing.tokenizers_io import Encoder, load_encoder
 
 # Enough text per call to hide its overhead, little enough to stay in memory: encodings take 100 times their text.
 _BATCH_CHARACTERS = 1 << 18
@@ -32,13 +32,18 @@ class TaskRunner:
     shard_tokens: int
 
     def __call__(self, task: Task) -> TaskResult:
-        """Write the task's shards and marker. DataError if an input is damaged; then no shard is left half-written."""
-        tokenizer = _tokenizer(self.tokenizer)
-        shards = _ShardSeries(self.output, task.index, vocabulary_size(tokenizer), self.shard_tokens)
-        skipped, text_bytes = Counter[str](), 0
-        texts = (document.text for piece in task.pieces for document in read_piece(piece))
+        """Write the task's shards and marker, or leave no shard half-written."""
+        encoder = _encoder(self.tokenizer)
+        shards = _ShardSeries(self.output, task.index, encoder.vocab_size, self.shard_tokens)
+        first_pass = clean_result_of(self.output, task.index)
+        duplicate = duplicates_of(self.output, task.index, first_pass.documents)
+        skipped, text_bytes = Counter(first_pass.left_out), 0
+        if duplicate.any():
+            skipped["duplicate"] = int(duplicate.sum())
+        pairs = zip(cleaned_texts(self.output, task.index), duplicate.tolist(), strict=True)
+        texts = (text for text, left_out in pairs if not left_out)
         try:
-            for text, ids in encode(tokenizer, texts):
+            for text, ids in encode(encoder, texts):
                 text_bytes += len(text.encode())
                 # Text of control characters alone is as empty as none.
                 if ids.size:
@@ -53,17 +58,15 @@ class TaskRunner:
         return result
 
 
-def encode(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+def encode(encoder: Encoder, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield each text with its ids (tokens,) int32, without special tokens."""
     for batch in _batches(texts):
-        encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-        for text, encoding in zip(batch, encodings, strict=True):
-            yield text, np.array(encoding.ids, dtype=np.int32)
+        yield from zip(batch, encoder(batch), strict=True)
 
 
 @cache
-def _tokenizer(directory: Path) -> Tokenizer:
-    return load_fast(directory)
+def _encoder(directory: Path) -> Encoder:
+    return load_encoder(directory)
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -1,23 +1,62 @@
 """Tokenizers in and out: whatever the user has goes in, a directory that `AutoTokenizer` loads comes out.
 
-In: a Hugging Face tokenizer directory, or a `vocab.txt` (or a directory with nothing but that), which says neither
-how it lower-cases nor how it splits: it is taken for BERT's uncased WordPiece unless `cased` is asked for.
+In: a Hugging Face tokenizer directory; a SentencePiece `.model`; a `vocab.txt`, which says neither how it lower-cases
+nor how it splits: it is taken for BERT's uncased WordPiece unless `cased` is asked for. Either of the files may be
+alone in a directory.
 """
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from pipeline.errors import UserError
+from preprocessing.sentencepiece_io import SentencePieceEncoder, as_transformers, read_model
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TOKENIZER_FILE = "tokenizer.json"
+MODEL_FILE = "shards.model"
+"""A SentencePiece model lies in a tokenizer directory under this name: it, not `TOKENIZER_FILE`, makes the ids."""
 # BERT's position table; without it, later tools would never truncate.
 _MAX_LENGTH = 512
 # What transformers remembers of how it loaded a tokenizer; written along, it would change the fingerprint.
 _LOADING_NOTES = ("is_local", "local_files_only", "name_or_path")
 _PROBE = "Ångström's 2nd naïve test: 東京, don't ①②③ -- https://a.b/c_d?e=f\n\t\u03a3\u03c2 [UNK] 🙂 e\u0301"
+_SENTENCEPIECE_PROBE = "  The 2nd naïve  test: 東京, don't ①②③ -- https://a.b/c_d?e=f\n\t(Cafe\u0301) 🙂 "
+
+
+class Encoder(Protocol):
+    """What turns text into the ids of a shard."""
+
+    vocab_size: int
+    """One more than the largest id."""
+
+    def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids (tokens,) int32 of each text, without special tokens."""
+
+
+class FastEncoder:
+    """Ids of the `tokenizers` library."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.vocab_size = vocabulary_size(tokenizer)
+        self._tokenizer = tokenizer
+
+    def __call__(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids (tokens,) int32 of each text, without special tokens."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+
+def load_encoder(directory: Path) -> Encoder:
+    """What makes the ids of shards with the tokenizer in a directory that `save_tokenizer` wrote."""
+    tokenizer = load_fast(directory)
+    if (directory / MODEL_FILE).is_file():
+        return SentencePieceEncoder(directory / MODEL_FILE, vocabulary_size(tokenizer))
+    return FastEncoder(tokenizer)
 
 
 def save_tokenizer(source: Path, output: Path, cased: bool) -> None:
@@ -26,18 +65,19 @@ def save_tokenizer(source: Path, output: Path, cased: bool) -> None:
     UserError if it cannot be read, is not fit for masked-language modelling, or `AutoTokenizer` would not give
     back the same ids from `output`.
     """
-    if (source / TOKENIZER_FILE).is_file() or (source / "tokenizer_config.json").is_file():
-        if cased:
-            raise UserError(
-                f"{source}: --cased is for a vocab.txt alone; this tokenizer says itself how it lower-cases"
-            )
+    vocabulary, model = _file_of(source, "vocab.txt", ".txt"), _file_of(source, MODEL_FILE, ".model")
+    saved = any((source / name).is_file() for name in (TOKENIZER_FILE, "tokenizer_config.json"))
+    if cased and (saved or model):
+        raise UserError(f"{source}: --cased is for a vocab.txt alone; this tokenizer says itself how it lower-cases")
+    if model and (not saved or model.name == MODEL_FILE):
+        _save_sentencepiece(model, output)
+    elif saved:
         save_directory(_load_auto(source), output)
-    elif source.is_file() and source.suffix == ".txt":
-        save_directory(wordpiece_tokenizer(read_vocabulary(source), cased), output)
-    elif (source / "vocab.txt").is_file():
-        save_directory(wordpiece_tokenizer(read_vocabulary(source / "vocab.txt"), cased), output)
+    elif vocabulary:
+        save_directory(wordpiece_tokenizer(read_vocabulary(vocabulary), cased), output)
     else:
-        raise UserError(f"{source}: no tokenizer: expected a vocab.txt or a directory with tokenizer files")
+        expected = "a vocab.txt, a SentencePiece .model or a directory with tokenizer files"
+        raise UserError(f"{source}: no tokenizer: expected {expected}")
 
 
 def wordpiece_tokenizer(vocabulary: list[str], cased: bool) -> Any:
@@ -77,6 +117,8 @@ def save_directory(tokenizer: Any, output: Path) -> None:
     if not (output / TOKENIZER_FILE).is_file():
         raise UserError(f"the tokenizer ({type(tokenizer).__name__}) has no fast version ({TOKENIZER_FILE})")
     fast = load_fast(output)
+    if vocabulary_size(fast) != fast.get_vocab_size():
+        raise UserError(f"the tokenizer's {fast.get_vocab_size()} ids are not 0 to {fast.get_vocab_size() - 1}")
     if type(fast.model).__name__ == "WordPiece":
         vocabulary = sorted(fast.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
         text = "".join(f"{token}\n" for token, _ in vocabulary)
@@ -98,6 +140,25 @@ def load_fast(directory: Path) -> Tokenizer:
 def vocabulary_size(tokenizer: Tokenizer) -> int:
     """One more than the largest id."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def _file_of(source: Path, name: str, suffix: str) -> Path | None:
+    """`source` itself, or the file in it of this name, or else its only one with the suffix."""
+    if source.is_file():
+        return source if source.suffix == suffix else None
+    if (source / name).is_file():
+        return source / name
+    found = sorted(source.glob(f"*{suffix}"))
+    return found[0] if len(found) == 1 else None
+
+
+def _save_sentencepiece(path: Path, output: Path) -> None:
+    tokenizer = as_transformers(read_model(path), _MAX_LENGTH)
+    save_directory(tokenizer, output)
+    shutil.copyfile(path, output / MODEL_FILE)
+    (ids,) = load_encoder(output)([_SENTENCEPIECE_PROBE])
+    if tokenizer(_SENTENCEPIECE_PROBE, add_special_tokens=False)["input_ids"] != ids.tolist():
+        raise UserError(f"{path}: transformers cannot follow this SentencePiece model; it would give other ids")
 
 
 def _load_auto(directory: Path) -> Any:

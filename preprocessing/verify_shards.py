@@ -7,10 +7,10 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.data.manifest import quick_faults, read_manifest
+from pipeline.data.manifest import read_manifest
 from pipeline.errors import EXIT_DONE, DataError, run_entry_point
 from pipeline.launch import add_launcher_arguments, only_rank_zero
-from preprocessing.verification import all_faults
+from preprocessing.verification import find_faults
 
 
 def main() -> int:
@@ -22,13 +22,13 @@ def main() -> int:
     args = parser.parse_args()
     if not only_rank_zero():
         return EXIT_DONE
-    manifest = read_manifest(args.directory)
     count = 0
-    for fault in (quick_faults if args.quick else all_faults)(args.directory, manifest):
+    for fault in find_faults(args.directory, args.quick):
         print(fault)
         count += 1
     if count:
         raise DataError(f"{args.directory}: {count} {'fault' if count == 1 else 'faults'} found")
+    manifest = read_manifest(args.directory)
     checked = "quick check passed" if args.quick else "every byte checked"
     print(f"{args.directory}: {len(manifest.shards)} shards, {manifest.tokens:,} tokens: {checked}")
     return EXIT_DONE

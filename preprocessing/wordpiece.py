@@ -6,7 +6,7 @@ equally frequent pairs. So the characters are chosen here and handed to the trai
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -19,14 +19,13 @@ _MAX_CHARACTER_SHARE = 1 / 8
 _MIN_FREQUENCY = 2
 
 
-def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, cased: bool) -> list[str]:
+def train_wordpiece(texts: Sequence[str], vocab_size: int, cased: bool) -> list[str]:
     """Return at most `vocab_size` tokens in id order, special tokens first; fewer where the text gives no more.
 
-    `texts` is called twice, once to count words and once to train. DataError if there is no text, UserError if
-    the vocabulary is too small for its characters.
+    DataError if there is no text, UserError if the vocabulary is too small for its characters.
     """
     normalizer = normalizers.BertNormalizer(lowercase=not cased)
-    characters, continuing = _choose_characters(_count_words(texts(), normalizer), vocab_size)
+    characters, continuing = _choose_characters(_count_words(texts, normalizer), vocab_size)
     fixed = [*SPECIAL_TOKENS, *characters, *(f"##{character}" for character in continuing)]
     if len(fixed) >= vocab_size:
         needed = f"its special tokens and characters alone take {len(fixed)}"
@@ -43,7 +42,7 @@ def train_wordpiece(texts: Callable[[], Iterable[str]], vocab_size: int, cased: 
         limit_alphabet=len(characters),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
 
 

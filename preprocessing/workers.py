@@ -6,20 +6,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
 
 from pipeline.errors import UserError
 from preprocessing.inputs import Task
-from preprocessing.output import TaskResult
+
+Result = TypeVar("Result")
 
 
-def run_tasks(
-    tasks: Iterable[Task], run: Callable[[Task], TaskResult], workers: int
-) -> Iterator[tuple[Task, TaskResult]]:
+def run_tasks(tasks: Iterable[Task], run: Callable[[Task], Result], workers: int) -> Iterator[tuple[Task, Result]]:
     """Yield each task with its result as it finishes, in any order; the first error ends the build."""
     # One process per core, each with one tokenizing thread: with several threads feeding one Python process, the
     # copy of the ids out of Rust holds all of them up.
     os.environ["RAYON_NUM_THREADS"] = "1"
-    if workers == 1:
+    if workers <= 1:
         yield from ((task, run(task)) for task in tasks)
         return
     # Not fork: the parent may hold locks of the libraries' threads.

@@ -14,6 +14,7 @@ from pipeline.data.indexed import IndexedReader
 from pipeline.data.manifest import quick_check
 from pipeline.errors import DataError, UserError
 from preprocessing import build_shards
+from preprocessing.output import BuildDirectory
 from preprocessing.sharding import TaskRunner
 from preprocessing.tokenizers_io import load_fast
 
@@ -159,18 +160,36 @@ def test_bad_data_in_a_worker_ends_the_build_with_its_sentence(corpus, tmp_path)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_a_full_disk_is_one_sentence(corpus, tmp_path, monkeypatch):
-    """A limit on the file size fails writes as a full disk does."""
+@pytest.mark.parametrize(("limit", "name"), [(22_000, "text_00000.zst"), (33_000, "shard_00000_000.bin")])
+def test_a_full_disk_is_one_sentence(corpus, tmp_path, monkeypatch, limit, name):
+    """A limit on the file size fails writes as a full disk does, in the first pass and in the second."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     monkeypatch.setattr("preprocessing.inputs.BYTES_PER_TOKEN", 1000)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"shard_00000_000\.bin: cannot write") as caught:
+        with pytest.raises(UserError, match=rf"{name}: cannot write") as caught:
             build(monkeypatch, corpus, tmp_path / "full", shard_tokens=100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.exit_code == 2
     assert sorted(os.listdir(tmp_path / "full")) == [".build"]
+    assert not list((tmp_path / "full").rglob("*.tmp"))
+
+
+def test_a_run_killed_before_its_manifest_needs_no_task_again(corpus, tmp_path, monkeypatch):
+    build(monkeypatch, corpus, tmp_path / "whole")
+    original = BuildDirectory.finish
+
+    def killed(_build, _results):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BuildDirectory, "finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(monkeypatch, corpus, tmp_path / "out")
+    monkeypatch.setattr(BuildDirectory, "finish", original)
+    monkeypatch.setattr(TaskRunner, "__call__", None)
+    build(monkeypatch, corpus, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("module", [False, True])

@@ -9,7 +9,9 @@ import zstandard
 
 from pipeline.errors import DataError, UserError
 from preprocessing.inputs import expand_specs, plan_tasks, read_documents
-from preprocessing.readers import Piece, read_piece
+from preprocessing.pieces import Piece
+from preprocessing.readers import read_piece
+from preprocessing.tally import Tally
 
 WIKI = """<doc id="12" url="https://x/?curid=12" title="Anarchism">
 Anarchism
@@ -71,6 +73,16 @@ def test_two_ranges_give_each_document_once_wherever_the_cut_is(tmp_path, name, 
         assert parts == whole, cut
 
 
+def test_jsonl_is_one_document_per_object_in_any_two_ranges(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": " one\\ntwo ", "id": 5}\n\n{"id": 6, "text": "\\u00e9"}\n{"text": ""}')
+    whole = texts(Piece("jsonl", str(path)))
+    assert whole == ["one\ntwo", "é", ""]
+    for cut in range(1, path.stat().st_size):
+        parts = Piece("jsonl", str(path), 0, cut), Piece("jsonl", str(path), cut)
+        assert texts(parts[0]) + texts(parts[1]) == whole, cut
+
+
 PACKERS = {
     ".gz": gzip.compress,
     ".bz2": bz2.compress,
@@ -93,11 +105,18 @@ def test_compressed_files_are_read_as_they_are_and_damage_is_named(tmp_path, suf
         for name in ("lines", "text"):
             with pytest.raises(DataError, match=f"a{suffix}"):
                 texts(Piece(name, str(path)))
+        tally = Tally(skip_faults=True)
+        found = [document.text for document in read_piece(Piece("lines", str(path)), tally)]
+        assert tally.left_out["damaged"] == 1 and found == raw.decode().splitlines()[: len(found)]
 
 
 FAULTS = [
     ("lines", b"one\ntwo\nthr\xffee\n", r"line 3 \(byte 11\): expected UTF-8, found byte 0xff"),
     ("text", b"one\ntwo\nthr\xffee\n", r"line 3 \(byte 11\): expected UTF-8"),
+    ("jsonl", b'{"text": "a"}\nb\n', r"line 2 \(byte 14\): expected a JSON object with a string .text., found 'b'"),
+    ("jsonl", b'["text"]\n', r"line 1 \(byte 0\): expected a JSON object"),
+    ("jsonl", b'{"text": "\\ud800"}\n', r"line 1 \(byte 0\): expected a JSON object"),
+    ("jsonl", b"\xff\n", r"line 1 \(byte 0\): expected UTF-8"),
     ("wikiextractor", b'<doc title="a">\nb\n\xc3\n</doc>\n', r"line 3 \(byte 18\): expected UTF-8"),
     ("wikiextractor", b'<doc title="a">\nb\n', r"line 1 \(byte 0\): expected </doc>"),
     (
@@ -132,7 +151,7 @@ def test_specs_keep_their_order_and_globs_are_sorted(tmp_path):
         ("text:{}/nothing.txt", "no such file"),
         ("text:{}/*.nothing", "no such file"),
         ("text:{}", "directory; name its files"),
-        ("pdf:{}/a", "known are text:PATH, lines:PATH, wikiextractor:PATH"),
+        ("pdf:{}/a", "known are text:PATH, lines:PATH, jsonl:PATH, wikiextractor:PATH, mediawiki:PATH, hub:PATH"),
         ("a.txt", "is not FORMAT:PATH"),
     ],
 )

@@ -421,6 +421,7 @@ class FakeTokenizer:
     [
         (["a", "##b", "\u2581", "##c"], [False, True, False, True]),
         (["\u2581a", "b", "\u2581", "##"], [False, True] * 2),
+        (["\u0120a", "b", "\u0120", "##"], [False, True] * 2),
     ],
 )
 def test_one_odd_character_does_not_change_the_kind_of_a_vocabulary(monkeypatch, pieces, continues):

@@ -8,6 +8,9 @@ import numpy as np
 from pipeline.data.masking import Vocabulary
 from pipeline.errors import DataError
 
+_GOES_ON = "##"
+_BEGIN = ("\u2581", "\u0120")
+
 
 def load_tokenizer(directory: Path) -> Any:
     """The Hugging Face tokenizer in `directory`.
@@ -26,7 +29,7 @@ def load_tokenizer(directory: Path) -> Any:
 def load_vocabulary(directory: Path) -> Vocabulary:
     """Special ids and word boundaries of the tokenizer in `directory`.
 
-    WordPiece marks the pieces that go on (`##ing`), SentencePiece those that begin a word.
+    WordPiece marks the pieces that go on (`##ing`), SentencePiece and byte-level BPE those that begin a word.
 
     Raises:
         DataError: the tokenizer cannot be loaded or has no [CLS], [SEP] or [MASK].
@@ -37,17 +40,15 @@ def load_vocabulary(directory: Path) -> Vocabulary:
     if missing:
         raise DataError(f"{directory}: the tokenizer has no {missing[0]} token, which masked-language modelling needs")
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    # Either sign may also be an ordinary character of the other kind's vocabulary.
-    begins, goes_on = (sum(piece.startswith(sign) for piece in pieces) for sign in ("\u2581", "##"))
-    sentencepiece = begins > goes_on
-    ids = set(tokenizer.all_special_ids)
-    continues = [
-        index not in ids and (not piece.startswith("\u2581") if sentencepiece else piece.startswith("##"))
-        for index, piece in enumerate(pieces)
-    ]
-    return Vocabulary(
-        len(pieces), special["cls"], special["sep"], special["mask"], continues_word=np.array(continues, dtype=bool)
-    )
+    continues = _continues_word(pieces) & ~np.isin(np.arange(len(pieces)), tokenizer.all_special_ids)
+    return Vocabulary(len(pieces), special["cls"], special["sep"], special["mask"], continues_word=continues)
+
+
+def _continues_word(pieces: list[str]) -> np.ndarray:
+    """(pieces,) bool, read off the mark that most pieces bear: each may be ordinary text in another's vocabulary."""
+    marked = {mark: np.array([piece.startswith(mark) for piece in pieces]) for mark in (_GOES_ON, *_BEGIN)}
+    mark = max(marked, key=lambda mark: int(marked[mark].sum()))
+    return marked[mark] if mark == _GOES_ON else ~marked[mark]
 
 
 def _first_line(error: Exception) -> str:
