@@ -62,7 +62,8 @@ def fold_run(run: Path, output: Path, shards: Path | None = None) -> None:
     from pipeline.data.open import open_training_data
     from pipeline.data.vocabulary import load_tokenizer
     from pipeline.engine.checkpoint import load_checkpoint, require_checkpoint
-    from pipeline.models import load_parameters, rebuild_model
+    from pipeline.engine.restore import restore_model
+    from pipeline.models import rebuild_model
 
     path, faults = require_checkpoint(run)
     for fault in faults:
@@ -77,7 +78,7 @@ def fold_run(run: Path, output: Path, shards: Path | None = None) -> None:
             f"{checkpoint.bert_config['vocab_size']}: these are not the shards it was trained on"
         )
     model = rebuild_model(recipe, checkpoint.bert_config)
-    load_parameters(model, checkpoint.tensors["parameters"])
+    restore_model(model, recipe, checkpoint)
     batches = [torch.from_numpy(batch.input_ids) for batch, _ in heldout.batches(min(8, WINDOWS_COMPARED))]
     batches = batches[: WINDOWS_COMPARED // 8]
 
@@ -90,7 +91,6 @@ def fold_run(run: Path, output: Path, shards: Path | None = None) -> None:
         "tokens": checkpoint.step * recipe.train.global_batch * recipe.data.seq_len,
     }
     if isinstance(model, CompactedBert):
-        set_final_gates(model, recipe, checkpoint)
         student = fold(model.eval())
         report = compare(model, student, batches)
         details |= {"strategy": recipe.compaction.strategy, **report.to_dict()}
@@ -104,17 +104,6 @@ def fold_run(run: Path, output: Path, shards: Path | None = None) -> None:
 def _data_overrides(shards: Path) -> list[str]:
     """Recipe keys that point to moved shards; quoted, since a path may look like anything in YAML."""
     return [f"--data.shards={json.dumps(str(shards))}", "--data.heldout="]
-
-
-def set_final_gates(model: Any, recipe: Any, checkpoint: Any) -> None:
-    """Set the gates as they were after the checkpoint's last step."""
-    from pipeline.compaction.schedule import Schedule
-
-    schedule = Schedule(recipe.compaction, model.gates, recipe.train.compactor_lr)
-    prefix = "selected_at."
-    selected = {n.removeprefix(prefix): t for n, t in checkpoint.tensors["compaction"].items() if n.startswith(prefix)}
-    schedule.load_state_dict(selected)
-    schedule.set_gates(checkpoint.step)
 
 
 def write_student(student: Any, tokenizer: Any, details: dict[str, Any], output: Path) -> None:

@@ -177,6 +177,9 @@ def load_teacher(path: str, dropout: float) -> tuple[BertForMaskedLM, bool, list
         raise UserError(f"teacher {path} cannot be loaded from disk or from the hub: {reason}") from error
     missing = set(info["missing_keys"])
     _check_weights(path, missing, set(info["unexpected_keys"]), [key for key, *_ in info["mismatched_keys"]])
+    for parameter in model.parameters():
+        # Loaded ones lie where the file has them, and kernels round differently on memory of other alignment.
+        parameter.data = parameter.data.clone()
     head_is_new = any(key.startswith("cls.predictions.transform") for key in missing)
     notices = []
     if any("pooler" in key for key in info["unexpected_keys"]):

@@ -53,7 +53,6 @@ def train(recipe: Recipe, arguments: argparse.Namespace, world: Any) -> bool:
     """Run the recipe; True if it was trained to its end."""
     from pipeline.engine.run_directory import record_start, resume_point
     from pipeline.engine.run_log import RunLog
-    from pipeline.engine.setup import initialize_engine
     from pipeline.engine.trainer import Trainer
 
     directory = arguments.output
@@ -69,8 +68,7 @@ def train(recipe: Recipe, arguments: argparse.Namespace, world: Any) -> bool:
         for sentence in [*faults, *built.notices]:
             log.say(sentence)
         log.say(f"watch: tensorboard --logdir {directory}")
-    engine = initialize_engine(built.module, recipe.train, deepspeed_config)
-    trainer = Trainer(engine, recipe, built, data, heldout, world, directory, log)
+    trainer = Trainer(deepspeed_config, recipe, built, data, heldout, world, directory, log)
     if checkpoint:
         trainer.resume(checkpoint)
     if log and checkpoint:
@@ -96,7 +94,8 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
     from pipeline.data.vocabulary import load_tokenizer
     from pipeline.engine.checkpoint import load_checkpoint
     from pipeline.engine.deepspeed_config import load_deepspeed_config
-    from pipeline.models import PlainBert, build_model, check_same_tokenizer, load_parameters, start_from_counts
+    from pipeline.engine.restore import restore_model
+    from pipeline.models import PlainBert, build_model, check_same_tokenizer, start_from_counts
 
     deepspeed_config = load_deepspeed_config(deepspeed_path, recipe.train, ranks)
     data, heldout, manifest = open_training_data(recipe.data, recipe.train.seed)
@@ -108,7 +107,7 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
         start_from_counts(built.module, count_tokens(data.sources[0]))
     checkpoint = load_checkpoint(checkpoint_path) if checkpoint_path else None
     if checkpoint:
-        load_parameters(built.module, checkpoint.tensors["parameters"])
+        restore_model(built.module, recipe, checkpoint)
         built.head_is_new = checkpoint.trainer["head_is_new"]
     return deepspeed_config, data, heldout, built, checkpoint
 

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from shard_support import tiny_shards
 
 STAGES = [0, 1, 2, 3]
-STEPS, CHECKPOINT = 12, 6
+STEPS, CHECKPOINT, LATER_CHECKPOINT = 12, 4, 8
+"""The schedule ends, and the model is narrowed, between the two checkpoints."""
 
 
 def write_recipe(directory: Path, shards: Path, teacher: Path, **changes: dict) -> Path:
@@ -30,7 +31,7 @@ def write_recipe(directory: Path, shards: Path, teacher: Path, **changes: dict) 
         "teacher": {"path": str(teacher)},
         "data": {"shards": str(shards), "seq_len": 16, "heldout_windows": 10},
         "target": {"hidden": 15, "head_size": 5, "intermediate": 31},
-        "compaction": {"start_step": 3, "interval_steps": 2, "increments": 3, "decay_steps": 3},
+        "compaction": {"start_step": 2, "interval_steps": 1, "increments": 3, "decay_steps": 2},
         "train": {
             "steps": STEPS,
             "global_batch": 16,
@@ -65,9 +66,13 @@ def write_deepspeed(directory: Path, stage: int, micro: int, precision: str = "f
 
 
 def run_jobs(directory: Path, ranks: int, jobs: dict[str, tuple[Path, Path]]) -> None:
-    """Train every job (name -> recipe, DeepSpeed configuration) into directory/name, in one process group."""
+    """Train every job (name -> recipe, DeepSpeed configuration) into directory/name, in one process group; those
+    whose names begin with `whole` without narrowing."""
     lines = [
-        ["--config", str(recipe), "--deepspeed_config", str(config), "--output", str(directory / name)]
+        [
+            *(["whole"] if name.startswith("whole") else []),
+            *("--config", str(recipe), "--deepspeed_config", str(config), "--output", str(directory / name)),
+        ]
         for name, (recipe, config) in jobs.items()
     ]
     listing = directory / f"jobs_{ranks}_{next(iter(jobs))}.json"
@@ -78,10 +83,11 @@ def run_jobs(directory: Path, ranks: int, jobs: dict[str, tuple[Path, Path]]) ->
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
 
 
-def interrupt(run: Path, copy: Path) -> None:
-    """Copy a finished run as it was when its first checkpoint had just been written."""
+def interrupt(run: Path, copy: Path, at: int = CHECKPOINT) -> None:
+    """Copy a finished run as it was when the checkpoint of step `at` had just been written."""
     shutil.copytree(run, copy)
-    shutil.rmtree(copy / "checkpoints" / f"step_{STEPS}")
+    for step in range(at + 1, STEPS + 1):
+        shutil.rmtree(copy / "checkpoints" / f"step_{step}", ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +113,7 @@ def runs(tmp_path_factory) -> Path:
     jobs |= {f"bf16_zero{stage}": (recipe, write_deepspeed(directory, stage, 2, "bf16")) for stage in (1, 2, 3)}
     jobs["penalty_zero3"] = (penalty, configs[3])
     jobs["ranks2_accumulation4"] = (no_dropout, configs[1])
+    jobs["whole_zero1"] = (no_dropout, configs[1])
     jobs["ranks2_accumulation1"] = (no_dropout, write_deepspeed(directory, 1, micro=8))
     run_jobs(directory, 2, jobs)
 
@@ -116,6 +123,8 @@ def runs(tmp_path_factory) -> Path:
     for name in [f"zero{stage}" for stage in STAGES] + ["bf16", "bf16_zero1", "bf16_zero2", "bf16_zero3"]:
         interrupt(directory / name, directory / f"{name}_resumed")
         resumed[f"{name}_resumed"] = jobs[name]
+        interrupt(directory / name, directory / f"{name}_later", LATER_CHECKPOINT)
+        resumed[f"{name}_later"] = jobs[name]
     # Last: a ZeRO-3 engine swaps torch's linear function for the rest of its process, which changes the last bits.
     resumed["changed_stage"] = (no_dropout, configs[3])
     run_jobs(directory, 2, resumed)
@@ -147,14 +156,31 @@ def test_every_stage_trains_the_same(runs, stage):
 
 
 @pytest.mark.parametrize("name", [f"zero{s}" for s in STAGES] + ["bf16"] + [f"bf16_zero{s}" for s in (1, 2, 3)])
-def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(runs, name):
+@pytest.mark.parametrize("when", ["resumed", "later"])
+def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(runs, name, when):
     for kind in ("parameters", "exp_avg", "exp_avg_sq", "compaction"):
-        straight, resumed = checkpoint(runs / name, kind), checkpoint(runs / f"{name}_resumed", kind)
+        straight, resumed = checkpoint(runs / name, kind), checkpoint(runs / f"{name}_{when}", kind)
         assert straight.keys() == resumed.keys() and straight
         assert [key for key in straight if not torch.equal(straight[key], resumed[key])] == []
     for key in ("loss", "heldout_loss", "tokens"):
-        assert metrics(runs / name, key) == metrics(runs / f"{name}_resumed", key)
-    assert choices(runs / name) == choices(runs / f"{name}_resumed")
+        assert metrics(runs / name, key) == metrics(runs / f"{name}_{when}", key)
+    assert choices(runs / name) == choices(runs / f"{name}_{when}")
+
+
+def test_a_narrowed_run_trains_like_one_at_full_width(runs):
+    whole, narrow = runs / "whole_zero1", runs / "ranks2_accumulation4"
+    assert metrics(whole, "loss")[:CHECKPOINT] == metrics(narrow, "loss")[:CHECKPOINT]
+    for key in ("loss", "heldout_loss", "gradient_norm"):
+        np.testing.assert_allclose(metrics(narrow, key), metrics(whole, key), rtol=2e-5)
+    wide = checkpoint(whole)
+    for kind in ("parameters", "exp_avg", "exp_avg_sq"):
+        for name, tensor in checkpoint(narrow, kind).items():
+            full = checkpoint(whole, kind)[name]
+            if tensor.shape == full.shape:
+                scale = float(full.abs().max())
+                assert float((tensor - full).abs().max()) <= 1e-3 * scale, (kind, name)
+    cut = [name for name, tensor in checkpoint(narrow).items() if tensor.shape != wide[name].shape]
+    assert sum(name.endswith("_delta") for name in cut) == sum(name.endswith("_delta") for name in wide)
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,11 @@ class Gate:
     the host must know without asking the device.
 
     Attributes:
-        value: (size,) fp32.
-        retired: (size,) bool; selected for retirement, whatever the value is by now.
+        value: (size,) fp32; (kept,) once the group is narrowed.
+        retired: like `value`, bool; selected for retirement, whatever the value is by now.
         all_open: every value is 1, so the fused kernels serve.
         kept: dimensions not selected for retirement.
+        index: (kept,) int64, which of the group's dimensions are left once it is narrowed; None before that.
         stops_gradient: decay `penalty`: compactor rows and columns of retired dimensions learn no more.
     """
 
@@ -64,6 +65,7 @@ class Gate:
         self.retired = torch.zeros(group.size, dtype=torch.bool)
         self.all_open = True
         self.kept = group.size
+        self.index: Tensor | None = None
         self.stops_gradient = stops_gradient
 
     @property
@@ -74,6 +76,7 @@ class Gate:
     def to(self, device: torch.device | str) -> None:
         self.value = self.value.detach().to(device).requires_grad_(self.value.requires_grad)
         self.retired = self.retired.to(device)
+        self.index = None if self.index is None else self.index.to(device)
 
     def record_gradient(self, on: bool) -> None:
         """Let autograd fill `value.grad`, which the Taylor scores are made of."""
@@ -88,12 +91,20 @@ class Gate:
         self.all_open = bool((value == 1).all())
         self.kept = int((~retired).sum())
 
+    def narrow(self, index: Tensor) -> None:
+        """Forget all dimensions but `index` (kept,), which are open."""
+        device = self.value.device
+        self.index = index.to(device)
+        self.value = torch.ones(len(index), device=device)
+        self.retired = torch.zeros(len(index), dtype=torch.bool, device=device)
+        self.all_open, self.kept = True, len(index)
+
     def guard(self, delta: Tensor, dim: int) -> Tensor:
         """`delta` (rows or columns of it along `dim` belong to this group) with the gradient of retired ones cut.
 
         The paper calls it the reset: the task may no longer pull on what is being removed.
         """
-        if not self.stops_gradient or self.kept == self.group.size:
+        if not self.stops_gradient or self.kept == len(self.value):
             return delta
         mask = self.retired if dim == 1 else self.retired[:, None]
         return torch.where(mask, delta.detach(), delta)

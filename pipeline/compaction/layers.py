@@ -17,21 +17,35 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def compose(weight: Tensor, row_delta: Tensor, column_delta: Tensor) -> Tensor:
-    """(I + column_delta) @ weight @ (I + row_delta), (out, in), in the accumulation type.
+def take(tensor: Tensor, index: Tensor | None, dim: int) -> Tensor:
+    """The entries `index` of dimension `dim`; all of them for None."""
+    return tensor if index is None else tensor.index_select(dim, index)
+
+
+def compose(
+    weight: Tensor,
+    row_delta: Tensor,
+    column_delta: Tensor,
+    kept_in: Tensor | None = None,
+    kept_out: Tensor | None = None,
+) -> Tensor:
+    """(I + column_delta) @ weight @ (I + row_delta) in the accumulation type: (out, in), or (kept out, kept in) once
+    the groups are narrowed, when I has only the kept rows on the left and the kept columns on the right.
 
     Written as weight + changes: in bf16 every product is rounded relative to the change, not to the weight, and
     the sum is left to the caller to round once.
 
     Args:
         weight: (out, in).
-        row_delta: (in, in), of the row compactor L on the input side.
-        column_delta: (out, out), of the column compactor R on the output side.
+        row_delta: (in, kept in), of the row compactor L on the input side.
+        column_delta: (kept out, out), of the column compactor R on the output side.
+        kept_in, kept_out: indices of what is left, None for everything.
     """
     wide = accumulation_dtype(weight.dtype)
+    rows = take(weight, kept_out, 0)
     column_change = column_delta @ weight
-    row_change = (weight + column_change) @ row_delta
-    return weight.to(wide) + column_change.to(wide) + row_change.to(wide)
+    row_change = (rows + column_change) @ row_delta
+    return take(rows.to(wide) + column_change.to(wide), kept_in, 1) + row_change.to(wide)
 
 
 class CompactedLinear(nn.Module):
@@ -55,10 +69,12 @@ class CompactedLinear(nn.Module):
         self.in_gate, self.out_gate, self.gated = in_gate, out_gate, gated
 
     def composed(self) -> tuple[Tensor, Tensor]:
-        """The weight (out, in) and bias (out,) that the activations meet, gates applied, rounded once."""
+        """The weight (out, in) and bias (out,) that the activations meet, gates applied, rounded once; of the kept
+        dimensions alone once the groups are narrowed."""
         column_delta = self.out_gate.guard(self.column_delta, dim=0)
-        weight = compose(self.weight, self.in_gate.guard(self.row_delta, dim=1), column_delta)
-        bias = self.bias.to(weight.dtype) + (column_delta @ self.bias).to(weight.dtype)
+        row_delta = self.in_gate.guard(self.row_delta, dim=1)
+        weight = compose(self.weight, row_delta, column_delta, self.in_gate.index, self.out_gate.index)
+        bias = take(self.bias, self.out_gate.index, 0).to(weight.dtype) + (column_delta @ self.bias).to(weight.dtype)
         if self.gated == "rows" and not self.out_gate.idle:
             gate = self.out_gate.value.to(weight.dtype)
             weight, bias = weight * gate[:, None], bias * gate
@@ -117,12 +133,17 @@ class CompactedEmbeddings(nn.Module):
         self.gate = gate
 
     def composed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The word (vocab, hidden), position and segment tables times R_e^T, rounded once."""
+        """The word (vocab, hidden), position and segment tables times R_e^T, rounded once; of the kept dimensions
+        alone once the group is narrowed."""
         delta = self.gate.guard(self.column_delta, dim=0).T
-        wide = accumulation_dtype(self.word.dtype)
         tables = (self.word, self.position, self.segment)
-        word, position, segment = ((t.to(wide) + (t @ delta).to(wide)).to(t.dtype) for t in tables)
+        word, position, segment = (self._shift(t, delta) for t in tables)
         return word, position, segment
+
+    def _shift(self, table: Tensor, delta: Tensor) -> Tensor:
+        """table @ (I + delta), the kept columns of I."""
+        wide = accumulation_dtype(table.dtype)
+        return (take(table, self.gate.index, 1).to(wide) + (table @ delta).to(wide)).to(table.dtype)
 
     def forward(self, input_ids: Tensor, segment_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Token ids (batch, tokens) -> hidden states (batch, tokens, hidden), word table (vocab, hidden)."""

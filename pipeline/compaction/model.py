@@ -101,6 +101,40 @@ class CompactedBert(nn.Module):
         hidden = self.transform_norm(self.transform_activation(self.transform(hidden)))
         return self.decoder(hidden, word_table)
 
+    def narrow(self, kept: dict[str, Tensor]) -> None:
+        """Drop, for good, every dimension of every group but `kept` (group -> indices (kept,), ascending).
+
+        What remains of the compactors is rectangular, so the composed matrices and the activations have the student's
+        size. The teacher's weights keep theirs. The function computed does not change if the gates of what is dropped
+        were 0, and neither do the gradients of what stays.
+        """
+        for name, (dim, group) in self.narrowing().items():
+            module, _, attribute = name.rpartition(".")
+            whole = self.get_submodule(module).get_parameter(attribute)
+            left = nn.Parameter(whole.detach().index_select(dim, kept[group].to(whole.device)))
+            setattr(self.get_submodule(module), attribute, left)
+        for name, gate in self.gates.items():
+            gate.narrow(kept[name])
+        for layer in self.layers:
+            # The scale of the scores stays the teacher's: the fold puts the student's into Q.
+            layer.attention.self.attention_head_size = self.target.head_size
+
+    @property
+    def narrowed(self) -> bool:
+        return self.gates["residual"].index is not None
+
+    def narrowing(self) -> dict[str, tuple[int, str]]:
+        """The parameters that `narrow` cuts: name -> the dimension that is cut and the group whose it is."""
+        names = {gate: name for name, gate in self.gates.items()}
+        cut: dict[str, tuple[int, str]] = {"embeddings.column_delta": (0, "residual")}
+        for name, module in self.named_modules():
+            if isinstance(module, CompactedLinear):
+                cut[f"{name}.row_delta"] = (1, names[module.in_gate])
+                cut[f"{name}.column_delta"] = (0, names[module.out_gate])
+            elif isinstance(module, GatedLayerNorm):
+                cut[f"{name}.weight"] = cut[f"{name}.bias"] = (0, "residual")
+        return cut
+
     def readers(self, group: str) -> Iterator[CompactedLinear]:
         """The linear layers that read the dimensions of `group` through their row compactors."""
         gate = self.gates[group]

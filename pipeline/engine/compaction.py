@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.compaction.fold import kept_indices
 from pipeline.compaction.groups import Group
 from pipeline.compaction.model import CompactedBert
 from pipeline.compaction.schedule import Schedule
 from pipeline.compaction.selection import TaylorScores, norm_scores, random_scores
 from pipeline.config import Recipe
 from pipeline.engine.distributed import World
+from pipeline.engine.restore import SELECTED, without_prefix
 from pipeline.engine.run_directory import read_json_lines
 from pipeline.engine.state import gathered
 from pipeline.errors import UserError
@@ -37,7 +39,7 @@ class CompactionState:
         if increment is not None:
             records = list(self._select(step, increment))
             self.taylor.reset()
-        if step <= self.config.end_step:
+        if not self.model.narrowed:
             self.schedule.set_gates(step)
         for gate in self.model.gates.values():
             gate.record_gradient(self._scores_gradients(step))
@@ -55,14 +57,37 @@ class CompactionState:
             self.taylor.add(dict(zip(gradients, parts, strict=True)))
 
     def state_dict(self) -> dict[str, Tensor]:
-        selected = {f"selected_at.{name}": value for name, value in self.schedule.state_dict().items()}
+        selected = {f"{SELECTED}{name}": value for name, value in self.schedule.state_dict().items()}
         return {**selected, **{f"taylor.{name}": value for name, value in self.taylor.state_dict().items()}}
 
-    def load_state_dict(self, state: dict[str, Tensor], step: int) -> None:
-        """Take the state after `step` completed steps, and the gates with it: past the schedule no step sets them."""
-        self.schedule.load_state_dict(_strip(state, "selected_at."))
-        self.schedule.set_gates(step)
-        self.taylor.load_state_dict(_strip(state, "taylor."))
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.schedule.load_state_dict(without_prefix(state, SELECTED))
+        self.taylor.load_state_dict(without_prefix(state, "taylor."))
+
+    def narrowing_due(self, step: int) -> bool:
+        """True from the step on at which every gate is 0 or 1, until `narrow` was called."""
+        return step >= self.config.end_step and not self.model.narrowed
+
+    def narrow(self, successor: CompactedBert, state: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Go on with `successor`, a model just built for the recipe, narrowed to what the gates have left open.
+
+        Args:
+            state: what `gather_state` returned for the present model.
+
+        Returns:
+            The state cut to the successor's parameters.
+        """
+        kept = kept_indices(self.model)
+        cut = successor.narrowing()
+        successor.narrow(kept)
+        self.model, self.schedule.gates = successor, successor.gates
+        return {
+            kind: {
+                name: tensor.index_select(cut[name][0], kept[cut[name][1]]) if name in cut else tensor
+                for name, tensor in tensors.items()
+            }
+            for kind, tensors in state.items()
+        }
 
     def _scores_gradients(self, step: int) -> bool:
         """Taylor scores are wanted until the last choice is made."""
@@ -142,7 +167,3 @@ def _reaches_target(group: Group, retired: list[int]) -> bool:
     units = gone.reshape(group.blocks, -1, group.unit)
     whole = bool((units.all(-1) == units.any(-1)).all())
     return whole and bool((units.all(-1).sum(1) == group.units_to_retire).all())
-
-
-def _strip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

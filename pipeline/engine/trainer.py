@@ -3,7 +3,8 @@
 One optimizer step, in this order:
 
 1. if an increment is due: score the dimensions, retire some, record the choice;
-2. set every gate and learning rate to its value for this step;
+2. set every gate and learning rate to its value for this step; when all gates are 0 or 1, narrow the model to what
+   they have left open;
 3. for each micro-batch: forward, loss on the predicted positions, backward, DeepSpeed's step;
 4. add the squared gate gradients to the Taylor scores;
 5. log, measure on held-out text, write a checkpoint, stop if asked.
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.compaction.model import CompactedBert
 from pipeline.config import Recipe
@@ -30,9 +31,10 @@ from pipeline.engine.compaction import CompactionState
 from pipeline.engine.distributed import World
 from pipeline.engine.optimizer import learning_rates, set_learning_rates
 from pipeline.engine.run_log import RunLog
+from pipeline.engine.setup import initialize_engine
 from pipeline.engine.state import gather_state, optimizer_steps, restore_state
 from pipeline.engine.stopping import StopRequest
-from pipeline.models import BuiltModel, save_config
+from pipeline.models import BuiltModel, load_parameters, rebuild_model, save_config
 
 
 def masked_lm_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,17 +55,19 @@ def seed_dropout(*keys: int) -> None:
 
 
 class Trainer:
-    """Drives one DeepSpeed engine from `first_step` to the end of the recipe.
+    """Drives a DeepSpeed engine from where it is to the end of the recipe.
 
     Args:
-        engine: what `deepspeed.initialize` returned.
-        compaction: schedule, gates and scores; None for a plain BERT.
+        deepspeed_config: complete, see `load_deepspeed_config`.
         log: on rank 0, None elsewhere.
+
+    Attributes:
+        compaction: schedule, gates and scores; None for a plain BERT.
     """
 
     def __init__(
         self,
-        engine: Any,
+        deepspeed_config: dict[str, Any],
         recipe: Recipe,
         built: BuiltModel,
         data: TrainingData,
@@ -72,27 +76,26 @@ class Trainer:
         directory: Path,
         log: RunLog | None,
     ) -> None:
-        self.engine, self.recipe, self.built = engine, recipe, built
+        self.deepspeed_config, self.recipe, self.built = deepspeed_config, recipe, built
         self.data, self.heldout, self.world = data, heldout, world
         self.directory, self.log = directory, log
         self.step = 0
-        self.accumulation = engine.gradient_accumulation_steps()
-        self.micro_batch = engine.train_micro_batch_size_per_gpu()
+        self.accumulation = deepspeed_config["gradient_accumulation_steps"]
+        self.micro_batch = deepspeed_config["train_micro_batch_size_per_gpu"]
         self.rates = learning_rates(recipe.train, recipe.teacher, built.head_is_new)
         self.compaction = None
         if isinstance(built.module, CompactedBert):
             self.compaction = CompactionState(recipe, built.module, world)
-            built.module.move_gates(world.device)
+        self.engine = self._start_engine(built.module)
         self.stop = StopRequest(directory, world)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue after the checkpoint's step. The module must already hold the checkpoint's parameters."""
+        """Continue after the checkpoint's step. The module must be as `restore_model` makes it."""
         state = {name: checkpoint.tensors[name] for name in ("parameters", "exp_avg", "exp_avg_sq")}
-        example = {"input_ids": torch.zeros(1, 8, dtype=torch.long, device=self.world.device)}
-        restore_state(self.engine, state, int(checkpoint.trainer["optimizer_steps"]), self.world, example)
+        self._restore_engine(state, int(checkpoint.trainer["optimizer_steps"]))
         self.step = checkpoint.step
         if self.compaction:
-            self.compaction.load_state_dict(checkpoint.tensors["compaction"], self.step)
+            self.compaction.load_state_dict(checkpoint.tensors["compaction"])
 
     def run(self) -> bool:
         """Train to the end; True if it was reached, False if the run was asked to stop before."""
@@ -101,7 +104,6 @@ class Trainer:
             self.data, self.step, train.global_batch, self.micro_batch, self.world.rank, self.world.size
         )
         self._since = (self.step, time.monotonic())
-        self.engine.train()  # transformers hands over loaded models in evaluation mode
         while self.step < train.steps:
             sums = self._optimizer_step(batches)
             self.step += 1
@@ -123,6 +125,8 @@ class Trainer:
             for choice in self.compaction.before_step(self.step):
                 if self.log:
                     self.log.selection(**choice)
+            if self.compaction.narrowing_due(self.step):
+                self._narrow(self.compaction)
         set_learning_rates(self.engine.optimizer, self.rates(self.step))
         sums = torch.zeros(2, device=self.world.device)
         for micro in range(self.accumulation):
@@ -137,6 +141,31 @@ class Trainer:
             self.engine.step()
             sums += torch.stack([loss.detach(), accuracy]) / self.accumulation
         return sums
+
+    def _narrow(self, compaction: CompactionState) -> None:
+        """Rebuild the model at the student's width under the same optimizer state, in the same process group."""
+        state, steps = gather_state(self.engine, keep=True), optimizer_steps(self.engine)
+        successor = rebuild_model(self.recipe, save_config(self.built.bert_config))
+        assert isinstance(successor, CompactedBert)
+        state = compaction.narrow(successor, state)
+        load_parameters(successor, state["parameters"])
+        self.engine.destroy()
+        self.built.module = successor
+        self.engine = self._start_engine(successor)
+        self._restore_engine(state, steps)
+        if self.log:
+            self.log.say(f"step {self.step}: every gate is closed or open, narrowed to {successor.target}")
+
+    def _start_engine(self, module: nn.Module) -> Any:
+        engine = initialize_engine(module, self.recipe.train, self.deepspeed_config)
+        if isinstance(module, CompactedBert):
+            module.move_gates(self.world.device)
+        engine.train()  # transformers hands over loaded models in evaluation mode
+        return engine
+
+    def _restore_engine(self, state: dict[str, dict[str, Tensor]], steps: int) -> None:
+        example = {"input_ids": torch.zeros(1, 8, dtype=torch.long, device=self.world.device)}
+        restore_state(self.engine, state, steps, self.world, example)
 
     def _to_device(self, batch: MaskedBatch) -> tuple[Tensor, Tensor, Tensor]:
         arrays = (batch.input_ids, batch.positions, batch.labels)
@@ -196,6 +225,7 @@ class Trainer:
             "step": self.step,
             "optimizer_steps": optimizer_steps(self.engine),
             "head_is_new": self.built.head_is_new,
+            "narrowed": bool(self.compaction and self.compaction.model.narrowed),
             "consumed": self.data.consumed(self.step * self.recipe.train.global_batch),
         }
         checkpoint = Checkpoint({**state, "compaction": compaction}, trainer, save_config(self.built.bert_config))
