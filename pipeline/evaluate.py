@@ -1,9 +1,10 @@
-"""Score a model: fine-tuned on GLUE tasks under several seeds, or as a masked language model on held-out shards.
+"""Score a model: fine-tuned on sentence tasks under several seeds, as a masked language model, and by its speed.
 
 1. Check model directory, output directory and arguments; read all data.
-2. For every GLUE task and seed: a new pooler and classifier on the encoder, fine-tuning, predictions on the dev set.
-   For the task mlm: loss and accuracy on all windows of a shard directory (--data), of --max-length tokens.
-3. `results.json` with mean, standard deviation and every seed; a table at the end.
+2. Task mlm: loss and accuracy on all windows of the shard directory --data, or of each one in --data, of --max-length
+   tokens. Task latency: milliseconds of a forward pass at batch 1.
+3. Every GLUE task and seed: a new pooler and classifier on the encoder, fine-tuning, predictions on the dev set.
+4. `results.json` with mean, standard deviation and every seed; a table at the end.
 
 Started again, it goes on where it stopped. It uses one device; under a launcher only rank 0 works.
 """
@@ -20,6 +21,8 @@ from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.evaluation.glue import SCORED, parse_tasks
 from pipeline.launch import add_launcher_arguments, only_rank_zero
 
+OTHERS = ("mlm", "latency")
+"""Tasks that need no fine-tuning."""
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -27,9 +30,9 @@ def parse_arguments() -> argparse.Namespace:
     """The command line; meanings beyond syntax are checked in `main`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a Hugging Face BERT with tokenizer")
-    parser.add_argument("--tasks", required=True, help=f"glue, some of {', '.join(SCORED)}, comma-separated, or mlm")
+    parser.add_argument("--tasks", required=True, help=f"comma-separated: glue, {', '.join((*SCORED, *OTHERS))}")
     parser.add_argument(
-        "--data", required=True, metavar="DIR|hub", help="folder with CoLA, SST-2, ..., 'hub', or shards"
+        "--data", required=True, metavar="DIR|hub", help="folder with CoLA, SST-2, ..., and shards for mlm; or 'hub'"
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where predictions and results go")
     parser.add_argument("--seeds", default="1,2,3", help="comma-separated (default: %(default)s)")
@@ -63,29 +66,30 @@ def main() -> int:
     if not only_rank_zero():
         return EXIT_DONE
     use_one_device()
-    tasks, seeds = [] if args.tasks == "mlm" else parse_tasks(args.tasks), parse_seeds(args.seeds)
+    tasks, seeds = parse_tasks(args.tasks, OTHERS), parse_seeds(args.seeds)
     if args.data != "hub" and not Path(args.data).is_dir():
         raise UserError(f"--data {args.data}: there is no such directory.")
 
     # The libraries take seconds to import; --help and mistakes in the arguments do not wait for them.
-    from pipeline.evaluation import encoder, glue_run, mlm, table
+    from pipeline.evaluation import encoder, glue_run, latency, mlm, table
     from pipeline.evaluation.finetune import Settings
     from pipeline.evaluation.results import ResultStore
 
     encoder.silence_libraries()
     encoder.check_directory(args.model)
     fingerprint = encoder.fingerprint(args.model)
-    if tasks:
-        settings = Settings(args.epochs, args.batch_size, args.learning_rate, args.max_length)
-        store = ResultStore(args.output, args.model, fingerprint, settings.record())
-        data = glue_run.load_all(tasks, args.data, args.tasks.split(","))
-        bert = encoder.load_encoder(args.model)
-        settings.check_fits(bert)
-        glue_run.begin(data, store)
-        glue_run.run(data, bert, seeds, settings, store)
-    else:
-        store = ResultStore(args.output, args.model, fingerprint, {"max_length": args.max_length})
-        mlm.score_masked_lm(args.model, Path(args.data), args.max_length, store)
+    settings = Settings(args.epochs, args.batch_size, args.learning_rate, args.max_length)
+    store = ResultStore(args.output, args.model, fingerprint, settings.record())
+    data = glue_run.load_all([name for name in tasks if name not in OTHERS], args.data, args.tasks.split(","))
+    shards = mlm.find_shards(Path(args.data)) if mlm.TASK in tasks else []
+    bert = encoder.load_encoder(args.model)
+    settings.check_fits(bert)
+    glue_run.begin(data, store)
+    for directory in shards:
+        mlm.score_masked_lm(args.model, directory, args.max_length, store)
+    if latency.TASK in tasks:
+        latency.score_latency(bert, args.max_length, store)
+    glue_run.run(data, bert, seeds, settings, store)
 
     average = table.glue_average(store.document["tasks"])
     if average is not None:

@@ -50,6 +50,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         sync_directory(path.parent)
 
 
+def open_to_others(directory: Path) -> None:
+    """Give the files in `directory` the permissions of the user's umask; safetensors writes for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in directory.iterdir():
+        path.chmod(0o666 & ~mask)
+
+
 def remove_temporaries(directory: Path) -> None:
     """Delete what killed runs left half-written in `directory`."""
     for leftover in directory.glob(".*.tmp"):

@@ -109,7 +109,7 @@ def _data_overrides(shards: Path) -> list[str]:
 def write_student(student: Any, tokenizer: Any, details: dict[str, Any], output: Path) -> None:
     """Write the student under a temporary name and rename it; print what it is."""
     from pipeline.compaction.model import shape_of
-    from pipeline.files import writing
+    from pipeline.files import open_to_others, writing
 
     shape = shape_of(student.config)
     student.config.architectures = ["BertForMaskedLM"]
@@ -129,6 +129,7 @@ def write_student(student: Any, tokenizer: Any, details: dict[str, Any], output:
             tokenizer.save_pretrained(temporary)
             (temporary / "fold.json").write_text(json.dumps(details, indent=1) + "\n", encoding="utf-8")
             (temporary / "README.md").write_text(model_card(details), encoding="utf-8")
+            open_to_others(temporary)
             os.replace(temporary, output)  # an empty directory may stand there; anything else stays
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

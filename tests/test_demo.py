@@ -30,15 +30,22 @@ def test_the_demo_leaves_a_student_a_table_and_a_picture(finished):
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     student = AutoModelForMaskedLM.from_pretrained(output / "student")
     teacher = AutoModelForMaskedLM.from_pretrained(output / "teacher")
-    assert student.config.hidden_size == 72 and teacher.config.hidden_size == 128
+    assert student.config.hidden_size == 108 and teacher.config.hidden_size == 192
     assert AutoTokenizer.from_pretrained(output / "student").mask_token == "[MASK]"
     evaluations = json.loads((output / "report" / "report.json").read_text())["evaluations"]
-    assert evaluations.keys() == {"teacher", "student", "scratch"}
-    assert evaluations["student"]["parameters"] == evaluations["scratch"]["parameters"]
-    assert evaluations["student"]["parameters"] < 0.7 * evaluations["teacher"]["parameters"]
-    assert all(0 < model["scores"]["mlm loss"]["mean"] < 10 for model in evaluations.values())
+    assert list(evaluations) == ["teacher", "continued", "student", "slice", "scratch"]
+    sizes = {name: model["encoder_parameters"] for name, model in evaluations.items()}
+    assert sizes["student"] == sizes["slice"] == sizes["scratch"] < 0.34 * sizes["teacher"] == 0.34 * sizes["continued"]
+    for model in evaluations.values():
+        scores = {name: score["mean"] for name, score in model["scores"].items()}
+        assert 0 < scores["mlm heldout loss"] < 10 and 0 < scores["mlm prose loss"] < 10
+        assert 0 <= scores["mlm prose accuracy"] < 1 and 0 < scores["word_order accuracy"] < 1
+        assert model["scores"]["word_order accuracy"]["seeds"] == 2 and 0 < scores["latency milliseconds"] < 1000
+    # A few steps change little: the teacher still knows its prose best, and one from scratch knows nothing.
+    prose = {name: model["scores"]["mlm prose loss"]["mean"] for name, model in evaluations.items()}
+    assert prose["teacher"] < 5.7 and abs(prose["continued"] - prose["teacher"]) < 0.5 and prose["scratch"] > 6.2
     runs = json.loads((output / "report" / "report.json").read_text())["runs"]
-    assert runs["student"]["tokens"] == runs["scratch"]["tokens"]
+    assert len({run["tokens"] for run in runs.values()}) == 1 and len(runs) == 4
     assert (output / "report" / "report.png").stat().st_size > 20_000
     for text in ("| student", "tensorboard --logdir", str(output / "student")):
         assert text in result.stdout

@@ -29,7 +29,15 @@ from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine.optimizer import parameter_role
 from pipeline.errors import UserError
 from pipeline.fold import fold_run
-from pipeline.models import build_model, check_same_tokenizer, load_parameters, load_teacher, rebuild_model, save_config
+from pipeline.models import (
+    attention_kernel,
+    build_model,
+    check_same_tokenizer,
+    load_parameters,
+    load_teacher,
+    rebuild_model,
+    save_config,
+)
 
 VOCAB = 61
 
@@ -210,6 +218,19 @@ def test_shapes_that_are_no_bert(target):
         build_model(recipe(target=target), VOCAB)
 
 
+def test_a_new_bert_starts_at_the_scale_of_its_width_with_sinusoidal_positions():
+    model = build_model(recipe(target={"hidden": 48}), VOCAB).module.bert
+    assert float(model.bert.encoder.layer[0].intermediate.dense.weight.detach().std()) == pytest.approx(0.08, rel=0.05)
+    table = model.bert.embeddings.position_embeddings.weight.detach().double()
+    assert table.requires_grad is False and model.bert.embeddings.position_embeddings.weight.requires_grad
+    assert torch.allclose(table.norm(dim=1), torch.full((512,), 0.08 * 48**0.5, dtype=torch.float64), rtol=1e-5)
+    products = table @ table.T  # of sinusoids they depend on the distance alone
+    for distance in (1, 2, 7, 100):
+        diagonal = products.diagonal(distance)
+        assert torch.allclose(diagonal, diagonal[0].expand_as(diagonal), atol=1e-5)
+    assert products.diagonal(1)[0] > products.diagonal(2)[0] > products.diagonal(7)[0]
+
+
 def test_long_windows_get_positions():
     built = build_model(recipe(data={"seq_len": 600}), VOCAB)
     assert built.module.config.max_position_embeddings == 600
@@ -221,6 +242,8 @@ def test_a_checkpoint_rebuilds_the_model(teacher, method):
     built = build_model(wanted, VOCAB)
     parameters = {name: torch.randn_like(value) for name, value in built.module.named_parameters()}
     again = rebuild_model(wanted, save_config(built.bert_config))
+    # Another kernel would change the last bits of a resumed run.
+    assert again.config._attn_implementation == built.module.config._attn_implementation == attention_kernel()
     load_parameters(again, parameters)
     assert all(torch.equal(value, parameters[name]) for name, value in again.named_parameters())
     parameters.pop(next(iter(parameters)))

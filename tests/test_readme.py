@@ -82,7 +82,8 @@ def test_the_real_run_as_written(tmp_path):
             text=True,
         )
         assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
-    assert (tmp_path / "students" / "11m" / "model.safetensors").is_file()
+    weights = tmp_path / "students" / "11m" / "model.safetensors"
+    assert weights.stat().st_mode & 0o777 == (tmp_path / "students" / "11m" / "config.json").stat().st_mode & 0o777
     assert "sst2 accuracy" in (tmp_path / "report" / "report.md").read_text()
 
     block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)

@@ -35,7 +35,8 @@ def write_evaluation(directory: Path, hidden: int, loss: float, seeds: dict[str,
     model.mkdir(parents=True)
     (model / "config.json").write_text(json.dumps({**shape, **rest}))
     tasks = {
-        "mlm": {"data": "x", "loss": {"mean": loss, "std": 0.0, "seeds": {"0": loss}}},
+        "mlm own": {"data": "x", "loss": {"mean": loss, "std": 0.0, "seeds": {"0": loss}}},
+        "mlm other": {"data": "y", "loss": {"mean": loss + 1, "std": 0.0, "seeds": {"0": loss + 1}}},
         "sst2": {"data": "full", "accuracy": {"mean": 0.8, "std": 0.01, "seeds": seeds}},
     }
     directory.mkdir()
@@ -67,7 +68,16 @@ def test_tables_numbers_and_picture(tmp_path):
     shape = BertShape(2, 16, 2, 64, vocab_size=100, positions=32)
     assert numbers["evaluations"]["student_model"]["parameters"] == shape.parameters
     markdown = (tmp_path / "out" / "report.md").read_text()
-    for cell in (f"{shape.parameters:,}", "3.500", "4.000", "0.800 ± 0.010", "32.1 %", "1,920"):
+    for cell in (
+        f"{shape.parameters:,}",
+        "3.500",
+        "4.000",
+        "5.000",
+        "mlm other loss",
+        "0.800 ± 0.010",
+        "32.1 %",
+        "1,920",
+    ):
         assert cell in markdown, cell
     picture = matplotlib.image.imread(tmp_path / "out" / "report.png")
     assert picture.shape[0] > 500 and picture.shape[1] > 1500 and len(set(picture[..., 0].flatten().tolist())) > 20

@@ -1,4 +1,6 @@
-"""The GLUE tasks as data: files, columns, labels, metrics and official sizes (Wang et al. 2018, arXiv:1804.07461).
+"""The fine-tuning tasks as data: files, columns, labels, metrics and official sizes.
+
+All but the last are those of GLUE (Wang et al. 2018, arXiv:1804.07461).
 
 Everything the readers, the fine-tuning and the report need to know about a task stands here once. Row counts
 are those of the official release; they decide whether a score may be called a score on the full task.
@@ -13,10 +15,11 @@ MNLI_MM = "mnli_mm"
 
 @dataclass(frozen=True)
 class DevSet:
-    """One labelled set a task is scored on. `stem` names its TSV file, `hub_split` its split on the hub."""
+    """One labelled set a task is scored on. `stem` names its TSV file, `hub_split` its split on the hub; `rows` is
+    the official number of rows, 0 where there is none."""
 
     name: str
-    rows: int
+    rows: int = 0
     stem: str = "dev"
     hub_split: str = "validation"
 
@@ -117,6 +120,8 @@ _TASKS = (
     ),
     GlueTask("rte", "RTE", PAIR, "label", ENTAILED, ("accuracy",), (2490,), (DevSet("rte", 277),)),
     GlueTask("wnli", "WNLI", PAIR, "label", BINARY, ("accuracy",), (635,), (DevSet("wnli", 71),)),
+    # Not of GLUE: sentences of any text, half of them with two neighbouring words exchanged, see `word_order`.
+    GlueTask("word_order", "word_order", ("sentence",), "label", BINARY, ("accuracy",), (), (DevSet("word_order"),)),
 )
 
 TASKS: dict[str, GlueTask] = {task.name: task for task in _TASKS}
@@ -128,15 +133,15 @@ SCORED: tuple[str, ...] = tuple(dev.name for task in _TASKS for dev in task.dev_
 """Every name that can stand in `results.json`, in the order of the table."""
 
 
-def parse_tasks(text: str) -> list[str]:
-    """The fine-tuning tasks named by `--tasks`, in order, each once.
+def parse_tasks(text: str, others: tuple[str, ...] = ()) -> list[str]:
+    """The tasks named by `--tasks`, in order, each once: fine-tuning tasks and `others`.
 
     `glue` stands for the eight of `GLUE`; `mnli_mm` for `mnli`, which is trained once and scored on both of
     its dev sets. Raises `UserError` for an unknown or missing name.
     """
     names: list[str] = []
     for name in (part.strip() for part in text.split(",")):
-        if name not in (*SCORED, "glue"):
-            raise UserError(f"--tasks: unknown task '{name}'; known are glue, {', '.join(SCORED)}.")
+        if name not in (known := (*SCORED, *others, "glue")):
+            raise UserError(f"--tasks: unknown task '{name}'; known are {', '.join(known)}.")
         names += GLUE if name == "glue" else [TASKS["mnli"].name if name == MNLI_MM else name]
     return list(dict.fromkeys(names))

@@ -38,11 +38,12 @@ class Split:
     notes: tuple[str, ...] = ()
 
     def describe(self, official_rows: Iterable[int]) -> str:
-        """`full` for the official file with an official row count, else file, rows and the official count."""
+        """`full` for the official file with an official row count, else file, rows and the official count if any."""
         counts = tuple(official_rows)
         if self.official and len(self.examples) in counts:
             return FULL
-        text = f"{self.source}, {len(self.examples):,} rows (official: {counts[0]:,})"
+        official = f" (official: {counts[0]:,})" if any(counts) else ""
+        text = f"{self.source}, {len(self.examples):,} rows{official}"
         return "".join([text, *(f", {note}" for note in self.notes)])
 
 

@@ -1,4 +1,4 @@
-"""Held-out masked-language modelling: loss and accuracy of any Hugging Face BERT on all windows of a shard directory.
+"""Held-out masked-language modelling: loss and accuracy of any Hugging Face BERT on all windows of shard directories.
 
 Windows and masks are those of the trainer's held-out measurement, so its numbers and these can be compared.
 """
@@ -11,25 +11,39 @@ import torch.nn.functional as F
 from transformers import BertForMaskedLM
 
 from pipeline.data.loader import HeldOutData
+from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.data.open import open_shards
 from pipeline.errors import UserError
 from pipeline.evaluation.metrics import summarise
 from pipeline.evaluation.results import ResultStore
 
 TASK = "mlm"
-METRICS = ("loss", "accuracy")
 MASK_FRACTION = 0.15
 BATCH = 32
 
 
+def find_shards(data: Path) -> list[Path]:
+    """`data` itself where it is a shard directory, else the shard directories in it. UserError where there are none."""
+    found = [data] if (data / MANIFEST_NAME).is_file() else sorted(p.parent for p in data.glob(f"*/{MANIFEST_NAME}"))
+    if not found:
+        raise UserError(f"--data {data}: task mlm needs a shard directory, or a folder of them; there is none.")
+    return found
+
+
 def score_masked_lm(model_directory: Path, shards: Path, window_tokens: int, store: ResultStore) -> None:
-    """Enter mean loss (nats) and accuracy over all predicted positions into `store`, as task `mlm`.
+    """Enter mean loss (nats) and accuracy over all predicted positions into `store`, as task `mlm NAME` after the
+    shard directory's name.
 
     Raises:
-        UserError: the model has no MLM head, another vocabulary than the shards, or fewer positions than a window.
+        UserError: the model has no MLM head, or another vocabulary than the shards.
         DataError: the shards are damaged.
     """
+    name = f"{TASK} {shards.resolve().name}"
     source, manifest = open_shards(shards, window_tokens)
+    store.begin(name, f"{source.windows:,} windows of {window_tokens} tokens", manifest.source_hash)
+    entry = store.document["tasks"][name]
+    if "loss" in entry:
+        return
     model, info = BertForMaskedLM.from_pretrained(model_directory, output_loading_info=True, dtype=torch.float32)
     if info["missing_keys"]:
         raise UserError(f"--model {model_directory}: it has no MLM head (no {sorted(info['missing_keys'])[0]})")
@@ -37,15 +51,11 @@ def score_masked_lm(model_directory: Path, shards: Path, window_tokens: int, sto
         raise UserError(
             f"--model {model_directory}: it has {model.config.vocab_size} tokens, the shards have {manifest.vocab_size}"
         )
-    if model.config.max_position_embeddings < window_tokens:
-        raise UserError(f"--max-length {window_tokens}: the model has {model.config.max_position_embeddings} positions")
     heldout = HeldOutData(source, np.arange(source.windows), MASK_FRACTION)
-    store.begin(TASK, f"{source.windows:,} windows of {window_tokens} tokens", manifest.source_hash)
-    store.open()
     loss, accuracy = _measure(model, heldout)
-    entry = store.document["tasks"][TASK]
     # One value that no seed changes, in the form that all scores have.
     entry["loss"], entry["accuracy"] = summarise({0: loss}), summarise({0: accuracy})
+    store.write()
 
 
 @torch.no_grad()

@@ -11,31 +11,45 @@ from matplotlib.ticker import EngFormatter
 
 from pipeline.evaluation.report_tables import EvaluationSummary, RunSummary
 
-WIDTH, HEIGHT, DPI = 7.0, 4.4, 150
-"""Of one panel, in inches, and dots per inch."""
+WIDTH, HEIGHT, DPI = 7.0, 5.2, 150
+"""Of the curves, in inches, and dots per inch; the panels of sizes share a column of 0.7 times that width."""
+
+Colours = dict[str, str]
+"""By the name of a run or a model: a model has the colour of the run it came from."""
 
 
 def draw(runs: list[RunSummary], evaluations: list[EvaluationSummary], path: Path) -> None:
-    """Write the panels there is something to show in, side by side."""
-    scored = [evaluation for evaluation in evaluations if "mlm loss" in evaluation.scores()]
-    panels = [(draw_curves, runs)] if runs else []
-    panels += [(draw_sizes, scored)] if scored else []  # type: ignore[list-item]
-    if not panels:
+    """Write what there is to show: curves on the left, a panel for each held-out text on the right."""
+    texts = sorted({name for evaluation in evaluations for name in evaluation.scores() if is_mlm_loss(name)})
+    if not runs and not texts:
         return
-    figure, axes = plt.subplots(1, len(panels), figsize=(WIDTH * len(panels), HEIGHT), squeeze=False)
-    for (function, content), axis in zip(panels, axes[0], strict=True):
-        function(axis, content)
+    names = dict.fromkeys([*(evaluation.name for evaluation in evaluations), *(run.name for run in runs)])
+    colours = {name: f"C{number % 10}" for number, name in enumerate(names)}
+    columns = ([["curves"] * max(1, len(texts))] if runs else []) + ([texts] if texts else [])
+    ratios = ([1.0] if runs else []) + ([0.7] if texts else [])
+    mosaic = [list(row) for row in zip(*columns, strict=True)]
+    figure, axes = plt.subplot_mosaic(mosaic, figsize=(WIDTH * sum(ratios), HEIGHT), width_ratios=ratios)
+    if runs:
+        draw_curves(axes["curves"], runs, colours)
+    for text in texts:
+        draw_sizes(axes[text], [e for e in evaluations if text in e.scores()], text, colours)
     figure.tight_layout()
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
 
 
-def draw_curves(axis: Axes, runs: list[RunSummary]) -> None:
-    """Training loss (thin), held-out loss (dots), selections as ticks at the bottom of their run's colour."""
-    for number, run in enumerate(runs):
-        colour = f"C{number}"
+def is_mlm_loss(score: str) -> bool:
+    """True for `mlm TEXT loss`, the held-out loss on one text."""
+    return score.startswith("mlm ") and score.endswith(" loss")
+
+
+def draw_curves(axis: Axes, runs: list[RunSummary], colours: Colours) -> None:
+    """Training loss (thin), held-out loss (dots), selections as ticks at the bottom in their run's colour."""
+    selecting = [run for run in runs if run.selections]
+    for run in runs:
+        colour = colours[run.name]
         tokens = [line["tokens"] for line in run.metrics]
-        axis.plot(tokens, [line["loss"] for line in run.metrics], color=colour, linewidth=0.8, alpha=0.5)
+        axis.plot(tokens, [line["loss"] for line in run.metrics], color=colour, linewidth=0.8, alpha=0.4)
         heldout = [line for line in run.metrics if "heldout_loss" in line]
         axis.plot(
             [line["tokens"] for line in heldout],
@@ -45,29 +59,36 @@ def draw_curves(axis: Axes, runs: list[RunSummary]) -> None:
             markersize=3.5,
             label=f"{run.name} ({run.method})",
         )
-        per_step = tokens[-1] / run.metrics[-1]["step"]
-        for index, step in enumerate(run.selections):
-            label = f"{run.name}: dimensions retired" if index == 0 else None
-            axis.axvline(step * per_step, color=colour, linewidth=0.8, linestyle=":", label=label)
+    for row, run in enumerate(selecting):
+        per_step = run.metrics[-1]["tokens"] / run.metrics[-1]["step"]
+        axis.plot(
+            [step * per_step for step in run.selections],
+            [0.02 + 0.035 * row] * len(run.selections),
+            color=colours[run.name],
+            linestyle="none",
+            marker="|",
+            markersize=9,
+            transform=axis.get_xaxis_transform(),
+            label=f"{run.name}: dimensions retired",
+        )
     axis.set_xlabel("tokens seen")
     axis.set_ylabel("MLM loss (nats per predicted token)")
-    axis.set_title("Training: line = training batches, dots = held-out text", fontsize=10)
+    axis.set_title("Training: thin line = training batches, dots = held-out text", fontsize=10)
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
 
 
-def draw_sizes(axis: Axes, evaluations: list[EvaluationSummary]) -> None:
-    """Held-out loss against parameters, one labelled point per model."""
-    losses = [evaluation.scores()["mlm loss"]["mean"] for evaluation in evaluations]
-    sizes = [evaluation.shape.parameters for evaluation in evaluations]
-    for number, (evaluation, size, loss) in enumerate(zip(evaluations, sizes, losses, strict=True)):
-        axis.scatter(size, loss, color=f"C{number}", zorder=3)
-        axis.annotate(evaluation.name, (size, loss), textcoords="offset points", xytext=(7, 4), fontsize=9)
-    # Room for the labels, which stand to the right of their points.
-    axis.margins(x=0.35, y=0.2)
+def draw_sizes(axis: Axes, evaluations: list[EvaluationSummary], text: str, colours: Colours) -> None:
+    """Held-out loss on one text against parameters, one point per model."""
+    for evaluation in evaluations:
+        loss = evaluation.scores()[text]["mean"]
+        axis.scatter(evaluation.shape.parameters, loss, color=colours[evaluation.name], label=evaluation.name, zorder=3)
+    axis.margins(x=0.15, y=0.15)
     axis.set_xlabel("parameters (without pooler and MLM head)")
-    axis.set_ylabel("held-out MLM loss (nats per predicted token)")
-    axis.set_title("Quality against size", fontsize=10)
+    axis.set_ylabel("loss (nats per token)")
+    axis.set_title(f"Quality against size: {text.removeprefix('mlm ').removesuffix(' loss')} text", fontsize=10)
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.grid(alpha=0.3)
+    # To the right of the points, where it hides none.
+    axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -1,0 +1,50 @@
+"""Parts of `benchmarks/first_comparison.py` that decide what is compared; the benchmark itself runs for hours."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from pipeline.config import load_recipe
+from pipeline.errors import DataError
+
+spec = importlib.util.spec_from_file_location("first_comparison", ROOT / "benchmarks" / "first_comparison.py")
+assert spec and spec.loader
+benchmark = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(benchmark)
+
+
+def test_a_source_gives_its_beginning_and_no_less(tmp_path: Path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"document number {i:03}\n" for i in range(100)))
+    lines = list(benchmark.beginning(f"lines:{text}", 200))
+    assert lines == [f"document number {i:03}" for i in range(10)]
+    with pytest.raises(DataError, match=r"and 1\.0 MB are wanted"):
+        list(benchmark.beginning(f"lines:{text}", 1e6))
+
+
+@pytest.mark.parametrize("variant", benchmark.VARIANTS, ids=lambda v: v.name)
+def test_every_variant_is_a_recipe_of_three_rates_that_differs_in_what_its_name_says(variant):
+    assert len(set(variant.rates)) == 3
+    options = [option.format(rate="0.01") for option in variant.options]
+    recipe = load_recipe(ROOT / "recipes" / f"demo_{variant.recipe}.yaml", options)
+    assert recipe.train.lr == 0.01
+    assert recipe.train.compactor_lr == (0.0 if variant.name == "slice" else 0.01) or recipe.method == "scratch"
+    if recipe.method == "wid":
+        assert recipe.compaction.decay == ("penalty" if "penalty" in variant.name else "anneal")
+        assert recipe.compaction.selection == ("norm" if "norm" in variant.name else "taylor")
+    # All see the same tokens and end with the same shape.
+    student = load_recipe(ROOT / "recipes" / "demo_student.yaml", [])
+    assert recipe.target.hidden == student.target.hidden and recipe.target.head_size == student.target.head_size
+    assert recipe.data.seq_len == student.data.seq_len and recipe.train.global_batch == student.train.global_batch
+
+
+def test_the_table_shows_mean_deviation_and_glue():
+    glue = {"sst2": {"data": "full", "accuracy": {"mean": 0.8123, "std": 0.004, "seeds": {}}}}
+    rows = {
+        "teacher": {"loss": {"mean": 3.0, "std": 0.0}, "accuracy": {"mean": 0.4, "std": 0.0}, "glue": glue},
+        "slice": {"rate": 1e-3, "loss": {"mean": 3.5, "std": 0.01}, "accuracy": {"mean": 0.3, "std": 0.0}},
+    }
+    lines = benchmark.table(rows).splitlines()
+    assert len(lines) == 4 and "0.812 ± 0.004" in lines[2] and "3.500 ± 0.010" in lines[3] and "0.001" in lines[3]
