@@ -56,13 +56,16 @@ class Variant:
     glue: bool = False
 
 
-BOTH = ("--train.lr", "{rate}", "--train.compactor_lr", "{rate}")
+RATES = (1e-3, 2e-3, 4e-3)
+WID = ("--train.lr", "{rate}", "--train.compactor_lr", "1e-3")
+# The exponential of decay `penalty` needs more steps to come near 0 at this rate: 0.05 after 100.
+PENALTY = ("--compaction.decay", "penalty", "--compaction.decay_steps", "100")
 VARIANTS = (
-    Variant("wid taylor anneal", "student", BOTH, (5e-4, 1e-3, 2e-3), glue=True),
-    Variant("slice", "student", ("--train.lr", "{rate}", "--train.compactor_lr", "0"), (5e-4, 1e-3, 2e-3), glue=True),
-    Variant("scratch", "scratch", ("--train.lr", "{rate}"), (1e-3, 2e-3, 4e-3), glue=True),
-    Variant("wid taylor penalty", "student", (*BOTH, "--compaction.decay", "penalty"), (5e-4, 1e-3, 2e-3)),
-    Variant("wid norm anneal", "student", (*BOTH, "--compaction.selection", "norm"), (5e-4, 1e-3, 2e-3)),
+    Variant("wid taylor anneal", "student", WID, RATES, glue=True),
+    Variant("slice", "student", ("--train.lr", "{rate}", "--train.compactor_lr", "0"), RATES, glue=True),
+    Variant("scratch", "scratch", ("--train.lr", "{rate}"), RATES, glue=True),
+    Variant("wid taylor penalty", "student", (*WID, *PENALTY), RATES),
+    Variant("wid norm anneal", "student", (*WID, "--compaction.selection", "norm"), RATES),
 )
 
 

@@ -94,7 +94,7 @@ class Demo:
             self.stages.run("preprocessing/build_shards.py", *spec, "--output", shards)
 
     def train_all(self) -> None:
-        """The four trainings. Learning rates are each method's best of three, see benchmarks/first_comparison.py."""
+        """The four trainings."""
         config = json.loads((self.teacher / "config.json").read_text())
         heads = config["num_attention_heads"]
         head_size = math.ceil(config["hidden_size"] // heads * STUDENT_WIDTH)
