@@ -36,8 +36,8 @@ PROSE = ROOT / "pipeline" / "demo_prose.txt"
 HOLD_OUT_EVERY = 20
 STUDENT_WIDTH = 0.5625
 """Share of the hidden size that the student keeps: a third of the encoder's parameters."""
-WORD_ORDER_ROWS = (4000, 1000)
-FINE_TUNING = ("--seeds", "1,2,3", "--learning-rate", 5e-4, "--epochs", 3)
+WORD_ORDER_ROWS = (3000, 1000)
+FINE_TUNING = ("--seeds", "1,2,3", "--learning-rate", 5e-4, "--epochs", 2)
 MODELS = ("teacher", "continued", "student", "slice", "scratch")
 QUICK_DOCUMENTS = 400
 QUICK_TRAINING = ("--train.steps", 16, "--train.log_every", 4, "--train.evaluate_every", 8)
