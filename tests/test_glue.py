@@ -171,7 +171,7 @@ def test_task_lists():
     assert parse_tasks("glue") == list(GLUE)
     assert parse_tasks("mnli_mm, rte,mnli,rte") == ["mnli", "rte"]
     with pytest.raises(
-        UserError, match=r"unknown task 'squad_v1'; known are glue, cola, sst2, .*, mnli_mm, .*, wnli\."
+        UserError, match=r"unknown task 'squad_v1'; known are cola, sst2, .*, mnli_mm, .*, wnli, word_order, glue\."
     ):
         parse_tasks("sst2,squad_v1")
 

@@ -218,7 +218,9 @@ def unfinished(inputs, tmp_path) -> Path:
     run = tmp_path / "run"
     record_start(run, recipe, {}, ["train.py"])
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
-    save_checkpoint(run / "checkpoints", Checkpoint(tensors, {"step": 1}, save_config(built.bert_config)), keep=2)
+    save_checkpoint(
+        run / "checkpoints", Checkpoint(tensors, {"step": 1, "narrowed": False}, save_config(built.bert_config)), keep=2
+    )
     return run
 
 

@@ -176,9 +176,9 @@ def test_a_narrowed_run_trains_like_one_at_full_width(runs):
     for kind in ("parameters", "exp_avg", "exp_avg_sq"):
         for name, tensor in checkpoint(narrow, kind).items():
             full = checkpoint(whole, kind)[name]
-            if tensor.shape == full.shape:
-                scale = float(full.abs().max())
-                assert float((tensor - full).abs().max()) <= 1e-3 * scale, (kind, name)
+            # The gradient of a key bias is 0 in exact arithmetic; what it has is noise.
+            if tensor.shape == full.shape and not name.endswith("key.bias"):
+                assert float((tensor - full).abs().max()) <= 1e-3 * float(full.abs().max()), (kind, name)
     cut = [name for name, tensor in checkpoint(narrow).items() if tensor.shape != wide[name].shape]
     assert sum(name.endswith("_delta") for name in cut) == sum(name.endswith("_delta") for name in wide)
 
