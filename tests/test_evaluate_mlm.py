@@ -63,7 +63,7 @@ def test_every_shard_directory_of_a_folder_is_scored_and_a_second_start_keeps_al
         assert tasks[f"mlm {name}"]["accuracy"]["mean"] == pytest.approx(accuracy)
     assert tasks["mlm known"]["loss"]["mean"] != tasks["mlm new"]["loss"]["mean"]
     assert len(tasks["latency"]["milliseconds"]["seeds"]) == 5 and tasks["latency"]["milliseconds"]["mean"] > 0
-    assert tasks["latency"]["data"].startswith("batch 1, 16 tokens, CPU, threads: ")
+    assert tasks["latency"]["data"].startswith("batch 1, 16 tokens, CPU, 1 thread")
 
     assert run(monkeypatch, capfd, folder, model, tmp_path / "out", "mlm,latency")[0] == 0
     assert (tmp_path / "out" / "results.json").read_text() == written  # timings included: nothing was measured again
