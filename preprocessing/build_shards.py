@@ -2,8 +2,8 @@
 
 1. The SPECs become a list of files, and the files a fixed list of tasks (inputs.py).
 2. The output directory is claimed, or an unfinished build in it continued (output.py).
-3. Worker processes (workers.py) take tasks: they read and clean documents into working files (readers.py,
-   cleaning.py).
+3. Worker processes, on every rank that mpirun or srun started (ranks.py, workers.py), take tasks: they read and clean
+   documents into working files (readers.py, cleaning.py).
 4. Documents that occur twice are found (duplicates.py).
 5. Worker processes take the tasks again: they tokenize the working files and write shards (sharding.py).
 6. The manifest appears last, and with it the directory counts as finished.
@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 import tempfile
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:
@@ -25,11 +25,11 @@ from pipeline.launch import add_launcher_arguments, only_rank_zero, positive_int
 from preprocessing.cleaning import Cleaner, Cleaning
 from preprocessing.inputs import SPEC_HELP, Task, expand_specs, plan_tasks, source_hash
 from preprocessing.output import BuildDirectory, TaskResult, duplicates_path, listed
+from preprocessing.ranks import Ranks, joined_ranks
 from preprocessing.reflow import MODES
 
 # 8 MB of ids, 16 MB of text, 5 s of one core: what a kill costs at most, and small enough to share out evenly.
 SHARD_TOKENS = 4_000_000
-_REPORT_SECONDS = 10
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,8 +39,8 @@ def parse_arguments() -> argparse.Namespace:
     tokenizer_help = "tokenizer directory, vocab.txt, or SentencePiece .model"
     parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help=tokenizer_help)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new or unfinished directory")
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--workers", type=positive_int, default=cores, help="processes (default: one per core)")
+    workers_help = "processes of each rank (default: one per core; under mpirun and srun one)"
+    parser.add_argument("--workers", type=positive_int, metavar="N", help=workers_help)
     shard_help = "tokens after which a shard is closed (default: %(default)s)"
     parser.add_argument("--shard-tokens", type=positive_int, default=SHARD_TOKENS, help=shard_help)
     parser.add_argument("--cased", action="store_true", help="a vocab.txt alone is cased (default: uncased)")
@@ -58,9 +58,57 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     """Entry point; returns the exit code."""
-    args = parse_arguments()
-    if not only_rank_zero():
-        return EXIT_DONE
+    with joined_ranks() as ranks:
+        args = ranks.share(parse_arguments)
+        if only_rank_zero():
+            build_shards(args, ranks)
+    return EXIT_DONE
+
+
+def build_shards(args: argparse.Namespace, ranks: Ranks) -> None:
+    """Build on all ranks what the command line asks for."""
+    plan = ranks.share(lambda: make_plan(args))
+    if plan is None:
+        return
+    # Only now what takes a second to import: mistakes in the arguments do not wait for it.
+    from preprocessing.duplicates import find_duplicates
+    from preprocessing.progress import Progress
+    from preprocessing.sharding import TaskRunner
+    from preprocessing.workers import Workforce
+
+    build, tasks = plan.build, plan.tasks
+    cores = len(os.sched_getaffinity(0)) if ranks.size == 1 else 1
+    workforce = Workforce(ranks, args.workers or cores, build.claims)
+    done = len(tasks) - len(plan.unclean)
+    with Progress("reading", len(tasks), done, lambda: build.news("clean"), ranks):
+        workforce.run("clean", plan.unclean, Cleaner(build.output, plan.cleaning))
+    if plan.unclean or not plan.duplicates_known:
+        ranks.share(lambda: find_duplicates(build.output, len(tasks)))
+    left = [task for task in tasks if task.index not in plan.results]
+    runner = TaskRunner(build.output, plan.tokenizer, args.shard_tokens)
+    with Progress("tokenizing", len(tasks), len(plan.results), lambda: build.news("task"), ranks):
+        results = plan.results | workforce.run("task", left, runner)
+    if ranks.rank == 0:
+        print_summary(args.output, build.finish(results[task.index] for task in tasks))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, the same on all ranks; rank 0 alone looks at what a killed run has left."""
+
+    build: BuildDirectory
+    cleaning: Cleaning
+    tokenizer: Path
+    tasks: list[Task]
+    unclean: list[Task]
+    """Those whose first pass has to be run."""
+    results: dict[int, TaskResult]
+    """Those that are done, by index."""
+    duplicates_known: bool
+
+
+def make_plan(args: argparse.Namespace) -> Plan | None:
+    """Claim the output directory or continue in it; None if it is finished."""
     cleaning = Cleaning(args.reflow, args.min_length, skip_faults=args.on_error == "skip")
     sources = expand_specs(args.input)
     tasks = plan_tasks(sources, args.shard_tokens)
@@ -76,52 +124,18 @@ def main() -> int:
         if build.is_finished():
             build.remove_work()
             print(f"{args.output}: these shards are already finished")
-            return EXIT_DONE
+            return None
         tokenizer = build.open(tokenizer)
-    clean_inputs(build, tasks, cleaning, args.workers)
-    print_summary(args.output, build.finish(write_shards(build, tasks, tokenizer, args.shard_tokens, args.workers)))
-    return EXIT_DONE
-
-
-def clean_inputs(build: BuildDirectory, tasks: list[Task], cleaning: Cleaning, workers: int) -> None:
-    """Run the first pass of the tasks that still need it, and find the duplicates."""
-    from preprocessing.duplicates import find_duplicates
-    from preprocessing.workers import run_tasks
-
-    left = [task for task in tasks if build.result_of(task.index) is None and not build.is_clean(task.index)]
-    documents, done, reported = 0, len(tasks) - len(left), time.monotonic()
-    for _task, result in run_tasks(left, Cleaner(build.output, cleaning), min(workers, len(left))):
-        documents, done, now = documents + result.documents, done + 1, time.monotonic()
-        if now - reported >= _REPORT_SECONDS:
-            print(f"reading: {done}/{len(tasks)} tasks, {documents:,} documents", flush=True)
-            reported = now
-    if left or not duplicates_path(build.output).exists():
-        find_duplicates(build.output, len(tasks))
-
-
-def write_shards(
-    build: BuildDirectory, tasks: list[Task], tokenizer: Path, shard_tokens: int, workers: int
-) -> list[TaskResult]:
-    """Run the second pass of the tasks that are not done yet and return the results of all, in task order."""
-    from preprocessing.sharding import TaskRunner
-    from preprocessing.workers import run_tasks
-
     known = {task.index: build.result_of(task.index) for task in tasks}
     results = {index: result for index, result in known.items() if result is not None}
-    if results:
-        print(f"continuing: {len(results)} of {len(tasks)} tasks are done", flush=True)
-    left = [task for task in tasks if task.index not in results]
-    began = reported = time.monotonic()
-    text_bytes = 0
-    for task, result in run_tasks(left, TaskRunner(build.output, tokenizer, shard_tokens), min(workers, len(left))):
-        results[task.index] = result
-        text_bytes += result.text_bytes
-        now = time.monotonic()
-        if now - reported >= _REPORT_SECONDS or len(results) == len(tasks):
-            rate = text_bytes / 1e6 / (now - began)
-            print(f"{len(results)}/{len(tasks)} tasks, {text_bytes / 1e6:.1f} MB, {rate:.2f} MB/s", flush=True)
-            reported = now
-    return [results[task.index] for task in tasks]
+    unclean = [task for task in tasks if task.index not in results and not build.is_clean(task.index)]
+    if len(unclean) < len(tasks):
+        print(
+            f"continuing: of {len(tasks)} tasks {len(tasks) - len(unclean)} are read, {len(results)} done", flush=True
+        )
+    for marker in ("clean", "task"):
+        build.news(marker)
+    return Plan(build, cleaning, tokenizer, tasks, unclean, results, duplicates_path(build.output).exists())
 
 
 def print_summary(output: Path, manifest: Manifest) -> None:

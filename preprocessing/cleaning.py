@@ -64,7 +64,7 @@ class Cleaner:
         except BaseException:
             files.discard()
             raise
-        result = CleanResult(files.documents, dict(tally.left_out))
+        result = CleanResult(files.documents, files.text_bytes, dict(tally.left_out))
         write_clean_marker(self.output, task.index, result)
         return result
 
@@ -95,7 +95,7 @@ class _WorkingFiles:
     """Text and digests of one task, written under temporary names until `finish`."""
 
     def __init__(self, output: Path, task: int) -> None:
-        self.documents = 0
+        self.documents = self.text_bytes = 0
         self._paths = (text_path(output, task), digests_path(output, task))
         self._packer = zstandard.ZstdCompressor(_LEVEL).compressobj()
         with writing(output):
@@ -105,6 +105,7 @@ class _WorkingFiles:
         packed = self._packer.compress(len(raw).to_bytes(_LENGTH_BYTES, "little") + raw)
         self._write(packed, hashlib.blake2b(raw, digest_size=DIGEST_BYTES).digest())
         self.documents += 1
+        self.text_bytes += len(raw)
 
     def finish(self) -> None:
         self._write(self._packer.flush(), b"")

@@ -8,7 +8,8 @@ DIR/.build/            while unfinished only
     clean_00007.json   marker: the first pass of task 7 is done, with its counts
     duplicates.npy     which documents of each task are duplicates
     task_00007.json    marker: task 7 is done, with these shards (names, counts, hashes)
-    lock               held by the build that runs
+    claims/            under several ranks: who began a task first runs it
+    lock               held by the build that runs, by its rank 0
 DIR/shard_*.bin .idx   whole shards
 DIR/tokenizer/, DIR/manifest.json    appear last, in this order; then .build goes
 """
@@ -34,20 +35,26 @@ DIGEST_BYTES = 16
 
 
 @dataclass(frozen=True)
-class CleanResult:
-    """What the first pass of a task left: documents, and by reason the number of those left out."""
+class Work:
+    """What one pass of a task went through: documents, and bytes of their text."""
 
     documents: int
+    text_bytes: int
+
+
+@dataclass(frozen=True)
+class CleanResult(Work):
+    """What the first pass of a task left, and by reason the number of documents left out."""
+
     left_out: dict[str, int]
 
 
 @dataclass(frozen=True)
-class TaskResult:
-    """What a finished task left: its shards in order, documents skipped by reason, bytes of text tokenized."""
+class TaskResult(Work):
+    """What a finished task left: its shards in order, and documents skipped by reason."""
 
     shards: tuple[ShardInfo, ...]
     skipped: dict[str, int]
-    text_bytes: int
 
 
 def text_path(output: Path, task: int) -> Path:
@@ -88,7 +95,9 @@ class BuildDirectory:
         self.output = output
         self.work = output / BUILD_NAME
         self.source_hash = source_hash
+        self.claims = self.work / "claims"
         self._lock: TextIO | None = None
+        self._counted = set[str]()
 
     def is_finished(self) -> bool:
         """True if this build is done here. UserError if the directory holds anything but this build."""
@@ -113,6 +122,8 @@ class BuildDirectory:
             remove_temporaries(self.work)
             # A copy of a killed run may be incomplete.
             shutil.copytree(tokenizer, self.work / TOKENIZER_NAME, dirs_exist_ok=True)
+            shutil.rmtree(self.claims, ignore_errors=True)
+            self.claims.mkdir()
         write_atomically(self.work / "source_hash", self.source_hash.encode())
         return self.work / TOKENIZER_NAME
 
@@ -128,7 +139,18 @@ class BuildDirectory:
             return None
         shards = tuple(ShardInfo(**shard) for shard in fields["shards"])
         there = all((self.output / f"{shard.name}.idx").exists() for shard in shards)
-        return TaskResult(shards, fields["skipped"], fields["text_bytes"]) if there else None
+        return TaskResult(**{**fields, "shards": shards}) if there else None
+
+    def news(self, marker: str) -> list[Work]:
+        """What tasks went through that were marked as done, by any process, since this was called last."""
+        found = [path for path in self.work.glob(f"{marker}_*.json") if path.name not in self._counted]
+        self._counted.update(path.name for path in found)
+        done = [json.loads(path.read_bytes()) for path in found]
+        return [Work(fields["documents"], fields["text_bytes"]) for fields in done]
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the lock, which is this process's: other ranks get copies."""
+        return {**vars(self), "_lock": None}
 
     def finish(self, results: Iterable[TaskResult]) -> Manifest:
         """Put tokenizer and manifest in place, in task order. DataError, and nothing left, if nothing was written."""

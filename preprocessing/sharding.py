@@ -50,10 +50,12 @@ class TaskRunner:
                     shards.add(ids)
                 else:
                     skipped["empty"] += 1
-            result = TaskResult(shards.finish(), dict(skipped), text_bytes)
+            finished = shards.finish()
         except BaseException:
             shards.discard()
             raise
+        documents = sum(shard.documents for shard in finished)
+        result = TaskResult(documents, text_bytes, finished, dict(skipped))
         write_marker(self.output, task.index, result)
         return result
 

@@ -1,21 +1,69 @@
-"""Run tasks on the processes of this machine. Where tasks run is decided here and nowhere else."""
+"""Run tasks on the processes of this machine, beside other ranks. Where tasks run is decided here and nowhere else."""
 
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
 
 from pipeline.errors import UserError
+from pipeline.files import writing
 from preprocessing.inputs import Task
+from preprocessing.ranks import Ranks
 
 Result = TypeVar("Result")
 
 
-def run_tasks(tasks: Iterable[Task], run: Callable[[Task], Result], workers: int) -> Iterator[tuple[Task, Result]]:
-    """Yield each task with its result as it finishes, in any order; the first error ends the build."""
+@dataclass(frozen=True)
+class Workforce:
+    """All processes of the build: `workers` on each of the ranks. Each rank needs all the tasks."""
+
+    ranks: Ranks
+    workers: int
+    claims: Path
+    """Directory, the same for all ranks and empty at the start, for the names of tasks that were begun."""
+
+    def run(self, name: str, tasks: list[Task], run: Callable[[Task], Result]) -> dict[int, Result]:
+        """Run each task once, somewhere, and return the results by task index, on every rank, when all are done.
+
+        `name` tells one call from another. The first error ends the build.
+        """
+        take: Callable[[Task], Result | None] = run
+        if self.ranks.size > 1:
+            take = _Claiming(run, self.claims, name)
+            # Each rank begins at another place, so that they meet late.
+            first = len(tasks) * self.ranks.rank // self.ranks.size
+            tasks = tasks[first:] + tasks[:first]
+        own = {task.index: result for task, result in _run(tasks, take, min(self.workers, len(tasks)))}
+        everyone = self.ranks.gather({index: result for index, result in own.items() if result is not None})
+        return {index: result for results in everyone for index, result in results.items()}
+
+
+@dataclass(frozen=True)
+class _Claiming(Generic[Result]):
+    """Runs a task, or returns None if another process has begun it."""
+
+    run: Callable[[Task], Result]
+    claims: Path
+    name: str
+
+    def __call__(self, task: Task) -> Result | None:
+        claim = self.claims / f"{self.name}_{task.index:05d}"
+        with writing(claim):
+            try:
+                # Of several who try this, exactly one succeeds, on network file systems too.
+                os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            except FileExistsError:
+                return None
+        return self.run(task)
+
+
+def _run(tasks: list[Task], run: Callable[[Task], Result], workers: int) -> Iterator[tuple[Task, Result]]:
+    """Yield each task with its result as it finishes, in any order."""
     # One process per core, each with one tokenizing thread: with several threads feeding one Python process, the
     # copy of the ids out of Rust holds all of them up.
     os.environ["RAYON_NUM_THREADS"] = "1"
