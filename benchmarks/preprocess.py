@@ -1,0 +1,192 @@
+"""What text to shards costs, beside what its tokenizer and its wikitext parser cost alone.
+
+    python benchmarks/preprocess.py --text SPEC... --dump SPEC... --tokenizer DIR --json FILE
+
+1. 30 MB and 240 MB of text, as plain files of a document a line.
+2. The ceiling: `encode_batch_fast` of the tokenizers library on the 30 MB, in memory, on one core.
+3. `build_shards.py` on both files with one worker, pinned to one core, and on the larger with two on two: megabytes
+   of text a second from its start to its end, and the largest memory of a process. Then the ceiling again.
+4. The dump: mwparserfromhell's tokenizer alone on the articles' wikitext, its whole parser, and the build.
+5. Table, and FILE with machine, versions and commit. Nothing else should run on the machine meanwhile.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+os.environ["RAYON_NUM_THREADS"] = "1"
+
+from pipeline.environment import commit, machine, versions
+from pipeline.errors import EXIT_DONE, DataError, run_entry_point
+from pipeline.evaluation.report_tables import markdown
+from pipeline.files import write_atomically
+from preprocessing.compressed import open_text
+from preprocessing.inputs import expand_specs, read_documents
+from preprocessing.tokenizers_io import load_fast
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL, LARGE = 30, 240
+"""Megabytes of text."""
+BATCH = 1000
+REPETITIONS = 3
+CORES = sorted(os.sched_getaffinity(0))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--text", nargs="+", required=True, metavar="SPEC", help=f"{LARGE} MB of text or more")
+    parser.add_argument("--dump", nargs="+", default=[], metavar="SPEC", help="mediawiki:PATH; without it no dump")
+    parser.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="as for build_shards.py")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the results go")
+    return parser.parse_args()
+
+
+def write_text(specs: list[str], folder: Path) -> dict[int, Path]:
+    """The first `SMALL` and `LARGE` megabytes of the documents, one a line."""
+    files = {size: folder / f"{size}.txt" for size in (SMALL, LARGE)}
+    written = dict.fromkeys(files, 0)
+    streams = {size: open(path, "wb") for size, path in files.items()}  # noqa: SIM115
+    for document in read_documents(specs):
+        line = " ".join(document.text.split()).encode() + b"\n"
+        for size, stream in streams.items():
+            if written[size] < size * 1e6:
+                stream.write(line)
+                written[size] += len(line)
+    for stream in streams.values():
+        stream.close()
+    if written[LARGE] < LARGE * 1e6:
+        raise DataError(f"--text has {written[LARGE] / 1e6:.0f} MB of text, and {LARGE} MB are wanted")
+    return files
+
+
+def rate_alone(work: Callable[[], object], size: int) -> float:
+    """Megabytes a second of `work` on `size` bytes on one core, the best of the repetitions: nothing else's noise."""
+    best = float("inf")
+    for _ in range(REPETITIONS):
+        began = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - began)
+    return size / 1e6 / best
+
+
+def tokenizer_ceiling(tokenizer: Path, text: Path) -> float:
+    """What the library alone does with the text in memory."""
+    fast = load_fast(tokenizer)
+    lines = text.read_text(encoding="utf-8").splitlines()
+    batches = [lines[start : start + BATCH] for start in range(0, len(lines), BATCH)]
+
+    def encode() -> None:
+        for batch in batches:
+            fast.encode_batch_fast(batch, add_special_tokens=False)
+
+    return rate_alone(encode, text.stat().st_size)
+
+
+def build(spec: str, size: int, tokenizer: Path, workers: int) -> dict[str, float]:
+    """Rate and memory of whole builds on as many cores as workers: medians of the repetitions."""
+    rates, peaks = [], []
+    for _ in range(REPETITIONS):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, str(ROOT / "preprocessing" / "build_shards.py"), "--input", spec]
+            command += ["--tokenizer", str(tokenizer), "--output", f"{folder}/shards", "--workers", str(workers)]
+            began = time.perf_counter()
+            process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                text=True,
+                preexec_fn=lambda: os.sched_setaffinity(0, set(CORES[:workers])),
+            )
+            assert process.stdout is not None
+            said = process.stdout.read()
+            # Largest resident memory of this process and of any of its children, in KiB.
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - began
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode:
+                raise DataError(f"build_shards.py ended with code {process.returncode}: {said}")
+        rates.append(size / 1e6 / seconds)
+        peaks.append(usage.ru_maxrss * 1024 / 1e6)
+    return {"mb_per_s": statistics.median(rates), "peak_mb": statistics.median(peaks), "runs": rates}
+
+
+def wikitexts(spec: str) -> Iterator[str]:
+    """Source of the articles of a dump, read in the plainest way."""
+    for source in expand_specs([spec]):
+        with open_text(source.path) as stream:
+            pages = stream.read().split(b"<page>")[1:]
+        for page in pages:
+            element = ElementTree.fromstring(b"<page>" + page.partition(b"</page>")[0] + b"</page>")
+            text = element.findtext("revision/text") or ""
+            if element.findtext("ns") == "0" and element.find("redirect") is None:
+                yield text
+
+
+def measure_dump(spec: str, tokenizer: Path) -> dict[str, Any]:
+    """The rates of a dump, in megabytes of the articles' wikitext."""
+    import mwparserfromhell
+    from mwparserfromhell.parser import CTokenizer
+
+    sources = list(wikitexts(spec))
+    size = sum(len(source.encode()) for source in sources)
+    parser = CTokenizer()
+    return {
+        "articles": len(sources),
+        "wikitext_mb": size / 1e6,
+        "tokenizer_alone_mb_per_s": rate_alone(lambda: [parser.tokenize(source) for source in sources], size),
+        "parser_alone_mb_per_s": rate_alone(lambda: [mwparserfromhell.parse(source) for source in sources], size),
+        "build": build(spec, size, tokenizer, 1),
+    }
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    results: dict[str, Any] = {"machine": machine(), "versions": versions(), "commit": commit()}
+    everywhere = os.sched_getaffinity(0)
+    with tempfile.TemporaryDirectory() as folder:
+        files = write_text(arguments.text, Path(folder))
+        saved = Path(folder) / "tokenizer"
+        saved.mkdir()
+        from preprocessing.tokenizers_io import save_tokenizer
+
+        save_tokenizer(arguments.tokenizer, saved, cased=False)
+        os.sched_setaffinity(0, {CORES[0]})
+        before = tokenizer_ceiling(saved, files[SMALL])
+        builds = {
+            f"{size} MB, {workers} worker{'s' * (workers > 1)}": build(
+                f"lines:{files[size]}", files[size].stat().st_size, saved, workers
+            )
+            for size, workers in ((SMALL, 1), (LARGE, 1), (LARGE, 2))
+        }
+        after = tokenizer_ceiling(saved, files[SMALL])
+        ceiling = max(before, after)
+        results |= {"ceiling_mb_per_s": ceiling, "ceiling_runs": [before, after], "builds": builds}
+        results["dumps"] = {Path(spec).name: measure_dump(spec, saved) for spec in arguments.dump}
+        os.sched_setaffinity(0, everywhere)
+    one = builds[f"{LARGE} MB, 1 worker"]["mb_per_s"]
+    rows = [["encode_batch_fast alone", f"{ceiling:.2f}", "1.00", "", ""]]
+    for name, row in builds.items():
+        cells = [f"{row['mb_per_s']:.2f}", f"{row['mb_per_s'] / ceiling:.2f}", f"{row['mb_per_s'] / one:.2f}"]
+        rows.append([name, *cells, f"{row['peak_mb']:.0f}"])
+    print(markdown(["", "MB/s", "of the ceiling", "of one worker", "peak MB of a process"], rows))
+    for name, dump in results["dumps"].items():
+        size = f"{dump['articles']:,} articles, {dump['wikitext_mb']:.1f} MB of wikitext"
+        alone = f"tokenizer {dump['tokenizer_alone_mb_per_s']:.2f}, parser {dump['parser_alone_mb_per_s']:.2f}"
+        print(f"{name}: {size}; MB/s: mwparserfromhell's {alone}, the build {dump['build']['mb_per_s']:.2f}")
+    write_atomically(arguments.json, (json.dumps(results, indent=1) + "\n").encode())
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
