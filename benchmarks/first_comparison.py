@@ -9,7 +9,8 @@
 4. GLUE tasks (three fine-tuning seeds) of the teacher and of seed 1 of the main variants.
 5. Table, and FILE with machine, versions and commit, after every row.
 
-Started again with the same directory, it goes on where it stopped.
+Started again with the same directory, it goes on where it stopped. With --only two processes can share the work, each
+on its own cores; a start without it then has only the rest to do.
 """
 
 import argparse
@@ -26,7 +27,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.environment import commit, machine, versions
-from pipeline.errors import EXIT_DONE, DataError, run_entry_point
+from pipeline.errors import EXIT_DONE, DataError, UserError, run_entry_point
 from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
 from pipeline.launch import positive_int
@@ -79,6 +80,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--glue", type=Path, metavar="DIR", help="GLUE in its official layout; without it no GLUE")
     parser.add_argument("--teacher", type=Path, default=ROOT / "teachers" / "wiki_books_4x192", metavar="DIR")
     parser.add_argument("--steps", type=positive_int, default=500, help="of 32 x 128 tokens (default: %(default)s)")
+    parser.add_argument("--only", metavar="NAMES", help="comma-separated variants (default: all)")
+    parser.add_argument("--ranks", type=positive_int, default=2, help="of a training on CPUs (default: %(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="runs, students, evaluations")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the results go")
@@ -93,7 +96,7 @@ class Comparison:
         self.teacher = arguments.teacher.resolve()
         self.glue, self.steps = arguments.glue, arguments.steps
         cpu = arguments.device == "cpu"
-        self.stages = StageRunner(self.output / "logs", ranks=2 if cpu else 1, cpu=cpu)
+        self.stages = StageRunner(self.output / "logs", ranks=arguments.ranks if cpu else 1, cpu=cpu)
         self.deepspeed = f"demo_cpu_{cpu_precision()}" if cpu else "zero1_bf16"
 
     def build_shards(self, name: str, specs: list[str], megabytes: float) -> Path:
@@ -190,6 +193,10 @@ def table(rows: dict[str, Any]) -> str:
 
 def main() -> int:
     arguments = parse_arguments()
+    names = [variant.name for variant in VARIANTS]
+    only = arguments.only.split(",") if arguments.only else names
+    if unknown := set(only) - set(names):
+        raise UserError(f"--only: there is no variant {sorted(unknown)[0]!r}; known are {', '.join(names)}")
     comparison = Comparison(arguments)
     comparison.build_shards("train", arguments.train, TRAIN_MEGABYTES)
     comparison.build_shards("heldout", arguments.heldout, HELDOUT_MEGABYTES)
@@ -203,12 +210,13 @@ def main() -> int:
         write_atomically(arguments.json, (json.dumps({**head, "rows": rows}, indent=1) + "\n").encode())
         print(table(rows), flush=True)
 
-    for variant in VARIANTS:
+    variants = [variant for variant in VARIANTS if variant.name in only]
+    for variant in variants:
         settings = dataclasses.asdict(variant)
         report(settings.pop("name"), **settings, **comparison.compare(variant))
     if arguments.glue:
         report("teacher", glue=comparison.fine_tune(comparison.teacher, "teacher"))
-        for variant in (variant for variant in VARIANTS if variant.glue):
+        for variant in (variant for variant in variants if variant.glue):
             student = comparison.student(variant, rows[variant.name]["rate"], SEEDS[0])
             report(variant.name, glue=comparison.fine_tune(student, student.name))
     return EXIT_DONE

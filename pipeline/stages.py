@@ -63,7 +63,7 @@ class StageRunner:
         if self.cpu:
             environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
             if launcher:
-                environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.ranks))
+                environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // self.ranks))
         return environment
 
 
