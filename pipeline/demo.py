@@ -5,7 +5,7 @@
 
 1. Text: documentation strings of the installed packages, or DATA; every 20th document is held out. Beside it, text of
    the kind that the shipped teacher was trained on: prose written for this project.
-2. Shards of all three, and a sentence task made of the text (find sentences with two words exchanged).
+2. Shards of all three, and a sentence task made of the text (find sentences in which words have changed places).
 3. Four trainings on the same number of tokens: the teacher trained on as it is; WID, the teacher compacted to a third
    of its encoder; the same slice of the teacher without compactors; the student's size from scratch.
 4. Fold, and score all five models on held-out text, on prose, on the sentence task and by their speed.
@@ -37,7 +37,7 @@ HOLD_OUT_EVERY = 20
 STUDENT_WIDTH = 0.5625
 """Share of the hidden size that the student keeps: a third of the encoder's parameters."""
 WORD_ORDER_ROWS = (3000, 1000)
-FINE_TUNING = ("--seeds", "1,2,3", "--learning-rate", 5e-4, "--epochs", 2)
+FINE_TUNING = ("--seeds", "1,2,3", "--learning-rate", 1e-3, "--epochs", 2)
 MODELS = ("teacher", "continued", "student", "slice", "scratch")
 QUICK_DOCUMENTS = 400
 QUICK_TRAINING = ("--train.steps", 16, "--train.log_every", 4, "--train.evaluate_every", 8)

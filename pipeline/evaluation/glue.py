@@ -120,7 +120,7 @@ _TASKS = (
     ),
     GlueTask("rte", "RTE", PAIR, "label", ENTAILED, ("accuracy",), (2490,), (DevSet("rte", 277),)),
     GlueTask("wnli", "WNLI", PAIR, "label", BINARY, ("accuracy",), (635,), (DevSet("wnli", 71),)),
-    # Not of GLUE: sentences of any text, half of them with two neighbouring words exchanged, see `word_order`.
+    # Not of GLUE: sentences of any text, half of them with words exchanged, see `word_order`.
     GlueTask("word_order", "word_order", ("sentence",), "label", BINARY, ("accuracy",), (), (DevSet("word_order"),)),
 )
 

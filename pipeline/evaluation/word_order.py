@@ -1,4 +1,4 @@
-"""A sentence task made of any text: which sentences have two neighbouring words exchanged?
+"""A sentence task made of any text: in which sentences have neighbouring words changed places, three times?
 
 It needs no annotation, and a model that knows only which words are frequent cannot solve it.
 """
@@ -12,6 +12,8 @@ from pipeline.files import write_atomically
 
 FOLDER = "word_order"
 MINIMUM_WORDS, MAXIMUM_WORDS = 8, 30
+EXCHANGES = 3
+"""Pairs of words per sentence: a single one is too hard to see for small models after some thousand examples."""
 _SENTENCE = re.compile(r"(?<=[.!?] )[A-Z][^.!?]*[.!?](?= |$)")
 _WORD = re.compile(r"[A-Za-z][a-z'-]*[,;:]?")
 
@@ -28,7 +30,7 @@ def sentences(documents: Iterable[str]) -> list[str]:
 
 
 def exchange_neighbours(sentence: str, draw: random.Random) -> str | None:
-    """The sentence with two neighbouring words inside it exchanged; None where it has no two different plain ones.
+    """The sentence with `EXCHANGES` separate pairs of neighbouring words inside it exchanged; None where it has fewer.
 
     First and last word and words with punctuation stay: the case of a letter or a comma would give it away.
     """
@@ -38,10 +40,15 @@ def exchange_neighbours(sentence: str, draw: random.Random) -> str | None:
         for i in range(1, len(words) - 2)
         if words[i].isalpha() and words[i + 1].isalpha() and words[i].lower() != words[i + 1].lower()
     ]
-    if not places:
+    draw.shuffle(places)
+    chosen: list[int] = []
+    for i in places:
+        if len(chosen) < EXCHANGES and all(abs(i - other) > 1 for other in chosen):
+            chosen.append(i)
+    if len(chosen) < EXCHANGES:
         return None
-    i = draw.choice(places)
-    words[i], words[i + 1] = words[i + 1], words[i]
+    for i in chosen:
+        words[i], words[i + 1] = words[i + 1], words[i]
     return " ".join(words)
 
 
