@@ -4,6 +4,8 @@ A compactor is stored as identity + delta, and only ever multiplied with the wei
 the composition costs a constant per step, and attention and FFN kernels see a plain BERT.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,7 +35,8 @@ def compose(
     the groups are narrowed, when I has only the kept rows on the left and the kept columns on the right.
 
     Written as weight + changes: in bf16 every product is rounded relative to the change, not to the weight, and
-    the sum is left to the caller to round once.
+    the sum is left to the caller to round once. Of the two orders the one with fewer multiply-accumulates is taken;
+    after narrowing, the row compactor first halves the price of FFN-in.
 
     Args:
         weight: (out, in).
@@ -42,10 +45,21 @@ def compose(
         kept_in, kept_out: indices of what is left, None for everything.
     """
     wide = accumulation_dtype(weight.dtype)
+    if composes_rows_first(weight.shape, (len(column_delta), row_delta.shape[1])):
+        columns = take(weight, kept_in, 1)
+        row_change = weight @ row_delta
+        column_change = column_delta @ (columns + row_change)
+        return take(columns.to(wide) + row_change.to(wide), kept_out, 0) + column_change.to(wide)
     rows = take(weight, kept_out, 0)
     column_change = column_delta @ weight
     row_change = (rows + column_change) @ row_delta
     return take(rows.to(wide) + column_change.to(wide), kept_in, 1) + row_change.to(wide)
+
+
+def composes_rows_first(whole: Sequence[int], kept: Sequence[int]) -> bool:
+    """Whether W L comes before R (W L) for a W of (out, in) = `whole` of which `kept` (kept out, kept in) are left."""
+    (out, into), (kept_out, kept_in) = whole, kept
+    return out * kept_in * (into + kept_out) < into * kept_out * (out + kept_in)
 
 
 class CompactedLinear(nn.Module):

@@ -1,0 +1,172 @@
+"""What an optimizer step costs: WID as published, composed and narrowed, beside what it competes with.
+
+    python benchmarks/step_time.py --layers 2 --target-hidden 192 --tokens 16384 --json FILE
+
+1. A BERT with random weights, a student of the target width, compactors with random deltas; one process.
+2. Check, in fp32: chained and composed give the same logits, and so do composed with closed gates and narrowed.
+   The benchmark ends with an error if not.
+3. Warm-up, in which the memory is measured; then rounds. Every round times one step of every row, so that the
+   machine's drift meets all of them alike.
+4. Table, and FILE with machine, versions and commit.
+
+A step is forward and backward over all micro-batches, and AdamW (fused, fp32 moments; under bf16 also fp32 master
+weights). Batches are random tokens, masked by the project's own masking: k = round(0.15 (n - 2)) of n tokens are
+predicted. Dropout is 0.
+
+Rows: `teacher` and `student` are plain masked-LM training; `chained` is WID as published; `composed` is WID before
+and `narrowed` after the gates have closed; `kd` is logit distillation and `minilm` MiniLMv2, both into the student.
+With several micro-batches in a step, `composed_once` and `narrowed_once` compose at its start instead of in every
+micro-batch. With --compile, masked-LM rows come a second time through torch.compile; one that compiles again while it
+is timed ends the benchmark.
+
+Columns: tokens/s is the median over rounds (in the file also all times); the ratios are medians over rounds, too.
+Peak memory is parameters, gradients, moments, master weights of that row and what its step allocates. Utilisation =
+2 x multiply-accumulates of the step (pipeline.cost, no recomputation counted) / (seconds x matrix peak), where the
+peak is the best of this run's products of two large square matrices of the same precision.
+
+On CPUs with glibc, run it with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864 in the
+environment: otherwise every large tensor is fresh memory from the kernel, and first touching it can cost more than
+computing it.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+
+from benchmarks.steps import PRECISIONS, Row, Setting, build_models, make_batches, make_rows, measure, ratios
+from pipeline.compaction.shapes import BertShape, resolve_target
+from pipeline.cost import VARIANTS, Batch, step_macs, trained_parameters
+from pipeline.environment import commit, machine, versions
+from pipeline.errors import EXIT_DONE, UserError, run_entry_point
+from pipeline.evaluation.report_tables import markdown
+from pipeline.files import write_atomically
+from pipeline.launch import positive_int
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    for name, default, meaning in (
+        ("layers", 12, "layers of teacher and student"),
+        ("hidden", 768, "width of the teacher"),
+        ("heads", 12, "attention heads of teacher and student"),
+        ("intermediate", None, "FFN width of the teacher (default: 4 x hidden)"),
+        ("vocab-size", 30522, "tokens in the vocabulary"),
+        ("target-hidden", 192, "width of the student, a multiple of the heads"),
+        ("tokens", 16384, "tokens per step"),
+        ("seq-len", 128, "tokens per sequence"),
+        ("micro-tokens", None, "tokens per micro-batch (default: all of the step's)"),
+        ("rounds", 3, "timed steps of every row"),
+    ):
+        said = meaning if "default" in meaning else f"{meaning} (default: %(default)s)"
+        parser.add_argument(f"--{name}", type=positive_int, default=default, help=said)
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=VARIANTS, metavar="ROW", help="all by default"
+    )
+    parser.add_argument("--compile", action="store_true", help="rows through torch.compile as well")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
+    return parser.parse_args()
+
+
+def read_setting(arguments: argparse.Namespace) -> Setting:
+    """Check what fits together.
+
+    Raises:
+        UserError: sizes that are no BERT, or numbers of tokens that do not divide.
+    """
+    hidden, seq_len = arguments.hidden, arguments.seq_len
+    micro_tokens = arguments.micro_tokens or arguments.tokens
+    if seq_len < 8 or micro_tokens % seq_len or arguments.tokens % micro_tokens:
+        raise UserError(
+            f"--tokens {arguments.tokens} must be a multiple of --micro-tokens {micro_tokens}, and that of --seq-len "
+            f"{seq_len}, which is at least 8"
+        )
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here")
+    teacher = BertShape(
+        layers=arguments.layers,
+        hidden=hidden,
+        heads=arguments.heads,
+        intermediate=arguments.intermediate or 4 * hidden,
+        vocab_size=arguments.vocab_size,
+        positions=max(512, seq_len),
+    )
+    student = resolve_target(teacher, "dim", hidden=arguments.target_hidden)
+    windows, micro_batches = arguments.tokens // seq_len, arguments.tokens // micro_tokens
+    batch = Batch(windows, seq_len, round(0.15 * (seq_len - 2)), micro_batches)
+    return Setting(teacher, student, batch, arguments.device, arguments.precision)
+
+
+def summarise(setting: Setting, rows: dict[str, Row], peak: float) -> dict[str, dict[str, Any]]:
+    """What the file says of every row."""
+    summary: dict[str, dict[str, Any]] = {}
+    for name, row in rows.items():
+        once = name.endswith("_once")
+        batch = replace(setting.batch, micro_batches=1) if once else setting.batch
+        macs = step_macs(row.variant, setting.teacher, setting.student, batch)
+        seconds = statistics.median(row.seconds)
+        summary[name] = {
+            "tokens_per_s": batch.tokens / seconds,
+            "tokens_per_s_range": [batch.tokens / max(row.seconds), batch.tokens / min(row.seconds)],
+            "times_faster_than_chained": ratios(rows["chained"], row) if "chained" in rows else None,
+            "times_student_step": ratios(row, rows["student"]) if "student" in rows else None,
+            "peak_bytes": row.peak,
+            "utilisation": 2 * macs / seconds / peak,
+            "macs_per_step": macs,
+            "trained_parameters": trained_parameters(row.variant, setting.teacher, setting.student),
+            "seconds": row.seconds,
+        }
+    return summary
+
+
+def table(summary: dict[str, dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+
+    def ratio(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
+    header = ["step", "tokens/s", "slowest to fastest", "times faster than chained", "times the student's step"]
+    lines = []
+    for name, row in summary.items():
+        low, high = row["tokens_per_s_range"]
+        cells = [f"{row['tokens_per_s']:,.0f}", f"{low:,.0f} to {high:,.0f}"]
+        cells += [ratio(row["times_faster_than_chained"]), ratio(row["times_student_step"])]
+        lines.append([name, *cells, f"{row['peak_bytes'] / 1e9:.2f}", f"{100 * row['utilisation']:.0f} %"])
+    return markdown([*header, "peak GB", "utilisation"], lines)
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    setting = read_setting(arguments)
+    batches = make_batches(setting)
+    check = tuple(tensor[:4] for tensor in batches[0])
+    rows = make_rows(setting, build_models(setting, check), arguments.variants, arguments.compile)
+    peak = measure(setting, rows, batches, arguments.rounds)
+    summary = summarise(setting, rows, peak)
+    print(f"teacher: {setting.teacher}")
+    print(f"student: {setting.student}")
+    print(
+        f"{setting.batch.tokens:,} tokens per step in {setting.batch.micro_batches} micro-batches of sequences of ",
+        end="",
+    )
+    print(f"{setting.batch.seq_len}, {setting.precision}, matrix peak {peak / 1e12:.3g} TFLOP/s")
+    print(table(summary))
+    if arguments.json:
+        results = {"machine": machine(), "versions": versions(), "commit": commit(), "threads": torch.get_num_threads()}
+        results |= {"setting": asdict(setting), "matrix_peak_flops": peak, "rows": summary}
+        write_atomically(arguments.json, (json.dumps(results, indent=1) + "\n").encode())
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
