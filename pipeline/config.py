@@ -135,15 +135,31 @@ class TrainConfig:
     seed: int = 1
     checkpoint_every: int = 1000
     keep_checkpoints: int = 2
+    """The last so many stay: at least two, since the newest may turn out to be damaged."""
+    keep_every: int = 0
+    """Checkpoints of every so many steps stay for ever; 0 for none."""
+    max_skipped_in_a_row: int = 10
+    """The run ends after so many steps in a row whose loss or gradient is no finite number. Each is skipped."""
+    hang_minutes: float = 10.0
+    """The job ends when it gets no further for so long: a rank hangs or is lost. A checkpoint must take less."""
     evaluate_every: int = 1000
     log_every: int = 10
     embedding_init: Literal["random", "ppmi"] = "random"
     """Scratch only: ppmi starts the word embeddings from co-occurrence counts of the training text."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "global_batch", "checkpoint_every", "keep_checkpoints", "evaluate_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        least = {"keep_checkpoints": 2, "keep_every": 0}
+        counts = ("steps", "global_batch", "checkpoint_every", "evaluate_every", "log_every", "max_skipped_in_a_row")
+        for name in (*counts, *least):
+            if getattr(self, name) < least.get(name, 1):
+                raise UserError(f"train.{name} must be at least {least.get(name, 1)}, not {getattr(self, name)}")
+        if self.keep_every % self.checkpoint_every:
+            raise UserError(
+                f"train.keep_every {self.keep_every} is not a multiple of train.checkpoint_every "
+                f"{self.checkpoint_every}: there would be no checkpoint to keep at most of these steps"
+            )
+        if not self.hang_minutes > 0:
+            raise UserError(f"train.hang_minutes must be more than 0, and is {self.hang_minutes}")
         for name in ("lr", "compactor_lr", "weight_decay"):
             if getattr(self, name) < 0:
                 raise UserError(f"train.{name} must not be negative, and is {getattr(self, name)}")

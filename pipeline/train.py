@@ -12,16 +12,40 @@
 import argparse
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "WARNING")
 
+from pipeline.engine.stopping import ignore, listen
+
+if __name__ == "__main__":
+    listen()  # the next lines take seconds, and a signal must not kill a rank that the others wait for
+
 from pipeline.config import Recipe, load_recipe
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED, run_entry_point
 from pipeline.launch import add_launcher_arguments
+
+if TYPE_CHECKING:  # these take seconds to import, and wrong arguments are to be said before
+    from pipeline.data.loader import HeldOutData, TrainingData
+    from pipeline.engine.checkpoint import Checkpoint
+    from pipeline.engine.distributed import World
+    from pipeline.engine.watch import Watch
+    from pipeline.models import BuiltModel
+
+
+@dataclass
+class Inputs:
+    """What a run starts from."""
+
+    deepspeed_config: dict[str, Any]
+    data: "TrainingData"
+    heldout: "HeldOutData"
+    built: "BuiltModel"
+    checkpoint: "Checkpoint | None"
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -43,47 +67,69 @@ def main() -> int:
 
     from pipeline.engine import distributed
 
-    world = distributed.start()
+    # The watch ends a job that hangs, and says where; this is for what happens before it is there.
+    world = distributed.start(timeout_minutes=max(30.0, 2 * recipe.train.hang_minutes))
     finished = train(recipe, arguments, world)
+    ignore()
     distributed.stop()
     return EXIT_DONE if finished else EXIT_STOPPED
 
 
-def train(recipe: Recipe, arguments: argparse.Namespace, world: Any) -> bool:
+def train(recipe: Recipe, arguments: argparse.Namespace, world: "World") -> bool:
     """Run the recipe; True if it was trained to its end."""
-    from pipeline.engine.run_directory import record_start, resume_point
+    from pipeline.engine.run_directory import DirectoryLock, record_start, resume_point
+    from pipeline.engine.watch import Watch
+
+    directory = arguments.output
+    with DirectoryLock(directory) as lock:
+
+        def claim() -> tuple[Path | None, list[str]]:
+            found = resume_point(directory, recipe)
+            lock.take(create=False)
+            return found
+
+        checkpoint_path, faults = world.on_main(claim)
+        inputs = world.together(lambda: prepare(recipe, arguments.deepspeed_config, world.size, checkpoint_path))
+        world.on_main(lambda: record_start(directory, recipe, inputs.deepspeed_config, sys.argv, lock))
+        with Watch(directory, world, recipe.train.hang_minutes) as watch:
+            return run(recipe, inputs, directory, world, watch, [*faults, *inputs.built.notices])
+
+
+def run(recipe: Recipe, inputs: Inputs, directory: Path, world: "World", watch: "Watch", notices: list[str]) -> bool:
+    """Train, and say what happens; True if the end was reached."""
     from pipeline.engine.run_log import RunLog
     from pipeline.engine.trainer import Trainer
 
-    directory = arguments.output
-    checkpoint_path, faults = world.on_main(lambda: resume_point(directory, recipe))
-    deepspeed_config, data, heldout, built, checkpoint = world.together(
-        lambda: prepare(recipe, arguments.deepspeed_config, world.size, checkpoint_path)
-    )
-    first_step = checkpoint.step if checkpoint else 0
-
-    world.on_main(lambda: record_start(directory, recipe, deepspeed_config, sys.argv))
-    log = RunLog(directory, first_step, recipe.train.steps) if world.is_main else None
+    first_step = inputs.checkpoint.step if inputs.checkpoint else 0
+    log = world.together(lambda: RunLog(directory, first_step, recipe.train.steps) if world.is_main else None)
     if log:
-        for sentence in [*faults, *built.notices]:
+        for sentence in notices:
             log.say(sentence)
         log.say(f"watch: tensorboard --logdir {directory}")
-    trainer = Trainer(deepspeed_config, recipe, built, data, heldout, world, directory, log)
-    if checkpoint:
-        trainer.resume(checkpoint)
-    if log and checkpoint:
-        log.say(f"resumed from {checkpoint_path}")
+    trainer = Trainer(
+        inputs.deepspeed_config, recipe, inputs.built, inputs.data, inputs.heldout, world, directory, log, watch
+    )
+    if inputs.checkpoint:
+        trainer.resume(inputs.checkpoint)
+        if log:
+            log.say(f"resumed from {directory / 'checkpoints' / f'step_{first_step}'}")
     finished = trainer.run()
-    if log:
-        next_command = f"python pipeline/fold.py --run {directory} --output STUDENT_DIR"
-        log.say(
-            f"done: {next_command}" if finished else f"stopped on request at step {trainer.step}, checkpoint written"
-        )
-        log.close()
+
+    def say_farewell() -> None:
+        if log:
+            log.say(f"checkpoints took {100 * trainer.checkpoint_share():.1f} % of the time")
+            if finished:
+                log.say(f"done: python pipeline/fold.py --run {directory} --output STUDENT_DIR")
+            else:
+                written = "checkpoint written" if trainer.saved == trainer.step else "no step taken yet"
+                log.say(f"stopped on request at step {trainer.step}, {written}")
+            log.close()
+
+    world.together(say_farewell)
     return finished
 
 
-def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: Path | None) -> tuple[Any, ...]:
+def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: Path | None) -> Inputs:
     """Everything that can be wrong with what a run reads: DeepSpeed configuration, data, model, checkpoint.
 
     Every rank reads for itself, and none communicates.
@@ -92,7 +138,7 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
     from pipeline.data.manifest import TOKENIZER_NAME
     from pipeline.data.open import open_training_data
     from pipeline.data.vocabulary import load_tokenizer
-    from pipeline.engine.checkpoint import load_checkpoint
+    from pipeline.engine.checkpoint import read_checkpoint
     from pipeline.engine.deepspeed_config import load_deepspeed_config
     from pipeline.engine.restore import restore_model
     from pipeline.models import PlainBert, build_model, check_same_tokenizer, start_from_counts
@@ -105,11 +151,11 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
     built = build_model(recipe, manifest.vocab_size)
     if recipe.train.embedding_init == "ppmi" and not checkpoint_path and isinstance(built.module, PlainBert):
         start_from_counts(built.module, count_tokens(data.sources[0]))
-    checkpoint = load_checkpoint(checkpoint_path) if checkpoint_path else None
+    checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
     if checkpoint:
         restore_model(built.module, recipe, checkpoint)
-        built.head_is_new = checkpoint.trainer["head_is_new"]
-    return deepspeed_config, data, heldout, built, checkpoint
+        built.head_is_new = checkpoint.recorded("head_is_new")
+    return Inputs(deepspeed_config, data, heldout, built, checkpoint)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Checkpoints and run directories: what was written is read, damage is noticed, and nothing is lost over it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pipeline.config import Recipe, build
 from pipeline.engine import checkpoint as checkpoint_module
 from pipeline.engine.checkpoint import (
     MARKER,
+    TENSOR_FILES,
     Checkpoint,
     all_checkpoints,
     load_checkpoint,
@@ -25,7 +27,7 @@ from pipeline.engine.checkpoint import (
     save_checkpoint,
     why_incomplete,
 )
-from pipeline.engine.run_directory import JsonLines, read_json_lines, record_start, resume_point
+from pipeline.engine.run_directory import DirectoryLock, JsonLines, read_json_lines, record_start, resume_point
 from pipeline.environment import commit
 from pipeline.errors import DataError, UserError
 
@@ -41,9 +43,9 @@ def state(step: int) -> Checkpoint:
     return Checkpoint(tensors, {"step": step, "optimizer_steps": step - 1}, {"vocab_size": 61})
 
 
-def save(directory: Path, *steps: int, keep: int = 9) -> Path:
+def save(directory: Path, *steps: int, keep: int = 9, keep_every: int = 0) -> Path:
     for step in steps:
-        path = save_checkpoint(directory, state(step), keep)
+        path = save_checkpoint(directory, state(step), keep, keep_every)
     return path
 
 
@@ -144,6 +146,35 @@ def test_the_last_k_stay_in_numerical_order(tmp_path):
     save(tmp_path, 101, keep=1)
     assert names(tmp_path) == ["latest", "step_101"]
     assert_is(tmp_path / "step_101", 101)
+
+
+def test_every_nth_stays_for_ever(tmp_path):
+    save(tmp_path, *range(1, 13), keep=2, keep_every=5)
+    assert [path.name for path in all_checkpoints(tmp_path)] == ["step_5", "step_10", "step_11", "step_12"]
+    save(tmp_path, 7, keep=2, keep_every=5)  # resumed at 5: all later ones must have been broken
+    assert [path.name for path in all_checkpoints(tmp_path)] == ["step_5", "step_7"]
+
+
+def test_room_is_made_sure_of_before_anything_is_written(tmp_path, monkeypatch):
+    save(tmp_path, 2)
+    needed = sum((tmp_path / "step_2" / f"{name}.safetensors").stat().st_size for name in TENSOR_FILES)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+    assert needed > 100
+    with pytest.raises(
+        UserError, match=r"step_4: cannot write: it needs 0\.0 MB and that disk has 0\.0 MB left; make room"
+    ):
+        save(tmp_path, 4)
+    assert names(tmp_path) == ["latest", "step_2"]
+    monkeypatch.undo()
+    assert_is(save(tmp_path, 4), 4)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_named_as_such(tmp_path):
+    found = load_checkpoint(save(tmp_path, 3))
+    assert found.recorded("optimizer_steps") == 2
+    with pytest.raises(DataError, match=r"step 3 was written by an earlier version .* has no narrowed\)"):
+        found.recorded("narrowed")
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -300,6 +331,37 @@ def test_the_same_recipe_goes_on_and_may_grow(run):
     assert contents(run) == before
 
 
+def test_a_recipe_recorded_before_a_key_existed_goes_on_with_its_default(run):
+    recorded = yaml.safe_load((run / "config.yaml").read_text())
+    del recorded["train"]["hang_minutes"], recorded["train"]["keep_every"]
+    (run / "config.yaml").write_text(yaml.safe_dump(recorded))
+    assert resume_point(run, recipe()) == (run / "checkpoints" / "step_4", [])
+    assert resume_point(run, recipe(hang_minutes=60.0)) == (run / "checkpoints" / "step_4", [])
+    with pytest.raises(UserError, match=r"holds another run: its train\.keep_every is 0, not 4"):
+        resume_point(run, recipe(keep_every=4))
+
+
+def test_one_run_at_a_time(tmp_path):
+    """The lock is the process's, and gone with it; a run that was killed before anything else may begin anew."""
+    (tmp_path / "run").mkdir()
+    with DirectoryLock(tmp_path / "run") as first, DirectoryLock(tmp_path / "run") as second:
+        first.take(create=False)
+        assert names(tmp_path / "run") == []
+        first.take(create=True)
+        first.take(create=True)
+        assert resume_point(tmp_path / "run", recipe()) == (None, [])
+        for create in (False, True):
+            with pytest.raises(
+                UserError, match=rf"run is in use by another run \(process {os.getpid()} on .*wait for its"
+            ):
+                second.take(create)
+        first.release()
+        second.take(create=False)
+        with pytest.raises(UserError, match="in use by another run"):
+            record_start(tmp_path / "run", recipe(), {}, [], first)
+        assert names(tmp_path / "run") == ["lock"]
+
+
 def test_directories_that_are_no_run_are_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="file is no directory"):
@@ -347,6 +409,17 @@ def test_records_are_cut_back_to_where_the_run_goes_on(tmp_path):
     again.append(step=5, loss=0.25)
     assert [line["step"] for line in read_json_lines(path)] == [1, 2, 3, 4, 5]
     assert names(tmp_path) == ["metrics.jsonl"]
+
+
+def test_numbers_that_are_none_become_null(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl", 0)
+    lines.append(step=1, loss=float("nan"), gradient_norm=float("inf"), event="skipped")
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == {
+        "step": 1,
+        "loss": None,
+        "gradient_norm": None,
+        "event": "skipped",
+    }
 
 
 @pytest.mark.parametrize("tail", [b'{"step": 3, "lo', b"\0" * 40, b"{", b'{"step": 3}\n{"st'])

@@ -23,7 +23,7 @@ from pipeline import fold, train
 from pipeline.compaction.schedule import Schedule
 from pipeline.config import load_recipe
 from pipeline.data.vocabulary import load_tokenizer
-from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
+from pipeline.engine.checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
 from pipeline.engine.run_directory import record_start
 from pipeline.errors import EXIT_DATA, EXIT_USAGE, UserError
 from pipeline.models import build_model, save_config
@@ -150,6 +150,37 @@ MISTAKES = {
     "contradiction": (use_deepspeed(train_batch_size=64), EXIT_USAGE, ["train_batch_size is 64, but the recipe"]),
     "second optimizer": (use_deepspeed(optimizer={"type": "Adam"}), EXIT_USAGE, ["optimizer belongs to the recipe"]),
     "fp16 on a CPU": (use_deepspeed(fp16={"enabled": True}), EXIT_USAGE, ["fp16 does not run on this machine's cpu"]),
+    "offload at stage 0": (
+        use_deepspeed(zero_optimization={"stage": 0, "offload_optimizer": {"device": "cpu"}}),
+        EXIT_USAGE,
+        ["offload_optimizer needs stage 1 or more"],
+    ),
+    "parameters offloaded at stage 2": (
+        use_deepspeed(zero_optimization={"stage": 2, "offload_param": {"device": "cpu"}}),
+        EXIT_USAGE,
+        ["offload_param needs stage 3"],
+    ),
+    "offload to a disk": (
+        use_deepspeed(zero_optimization={"stage": 3, "offload_param": {"device": "nvme", "nvme_path": "/tmp"}}),
+        EXIT_USAGE,
+        ["to nvme is not supported"],
+    ),
+    "bf16 masters": (
+        use_deepspeed(zero_optimization={"stage": 1}, bf16={"enabled": True, "bf16_master_weights_and_grads": True}),
+        EXIT_USAGE,
+        ["bf16_master_weights_and_grads"],
+    ),
+    "unchecked gradients": (
+        use_deepspeed(bf16={"enabled": True, "check_grad_overflow": False}),
+        EXIT_USAGE,
+        ["check_grad_overflow must stay on"],
+    ),
+    "one checkpoint": (lambda i: rewrite(i, train={"keep_checkpoints": 1}), EXIT_USAGE, ["must be at least 2, not 1"]),
+    "kept at odd steps": (
+        lambda i: rewrite(i, train={"keep_every": 3}),
+        EXIT_USAGE,
+        ["train.keep_every 3 is not a multiple of train.checkpoint_every 2"],
+    ),
     "ZeRO stage 4": (use_deepspeed(zero_optimization={"stage": 4}), EXIT_USAGE, ["stage must be 0, 1, 2 or 3, not 4"]),
 }
 
@@ -240,6 +271,16 @@ def test_a_run_with_broken_checkpoints_only_is_left_alone(inputs, unfinished, mo
     before = contents(unfinished)
     part = "step_1/parameters.safetensors is not what was written"
     refused(monkeypatch, train.main, train_command(inputs, unfinished), EXIT_DATA, part, "to begin anew")
+    assert contents(unfinished) == before
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(inputs, unfinished, monkeypatch):
+    path = newest_complete(unfinished / "checkpoints")[0]
+    found = load_checkpoint(path)
+    save_checkpoint(path.parent, Checkpoint(found.tensors, {"step": 2}, found.bert_config), keep=2)
+    before = contents(unfinished)
+    part = "step 2 was written by an earlier version of this program (its trainer.json has no narrowed)"
+    refused(monkeypatch, train.main, train_command(inputs, unfinished), EXIT_DATA, part)
     assert contents(unfinished) == before
 
 

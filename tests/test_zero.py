@@ -273,7 +273,7 @@ def test_tensorboard_holds_the_curves(runs):
     scalars = set(board.Tags()["scalars"])
     optimizer = {"optimizer/gradient_norm", "optimizer/lr_weights", "optimizer/lr_compactor", "optimizer/lr_head"}
     mlm = {"mlm/loss", "mlm/accuracy", "mlm/heldout_loss", "mlm/heldout_accuracy"}
-    assert optimizer | mlm | {"speed/tokens_per_s", "kept/residual", "kept/ffn.1"} <= scalars
+    assert optimizer | mlm | {"speed/tokens_per_s", "width/residual", "width/ffn.1"} <= scalars
     losses = board.Scalars("mlm/loss")
     assert [event.step for event in losses] == list(range(1, STEPS + 1))
     assert [event.value for event in losses] == pytest.approx(metrics(runs / "zero1", "loss"))

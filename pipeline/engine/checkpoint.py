@@ -4,7 +4,7 @@ checkpoints/step_N/parameters.safetensors   fp32 parameters by name
                    exp_avg.safetensors      Adam's first moments
                    exp_avg_sq.safetensors   Adam's second moments
                    compaction.safetensors   what was retired when, and the running scores
-                   trainer.json             step, optimizer steps
+                   trainer.json             step, optimizer steps, loss scale, what the judge remembers
                    config.json              the BERT configuration of the model that is trained
                    complete.json            size and SHA-256 of every file above; written last
 checkpoints/latest                          name of the newest, replaced atomically
@@ -39,15 +39,38 @@ class Checkpoint:
     def step(self) -> int:
         return int(self.trainer["step"])
 
+    def recorded(self, key: str) -> Any:
+        """The value of `key` in trainer.json.
 
-def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write `directory`/step_N under a temporary name, rename it, point `latest` to it, drop all but `keep`."""
+        Raises:
+            DataError: it is not there.
+        """
+        if key not in self.trainer:
+            raise DataError(
+                f"the checkpoint of step {self.step} was written by an earlier version of this program (its "
+                f"trainer.json has no {key}): go on with that version, or begin anew in another directory"
+            )
+        return self.trainer[key]
+
+
+def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -> Path:
+    """Write `directory`/step_N under a temporary name, rename it, point `latest` to it, drop older ones.
+
+    Args:
+        keep: checkpoints that stay, the new one included.
+        keep_every: besides, those stay whose step is a multiple of this; 0 for none.
+
+    Raises:
+        UserError: there is no room for it, or it cannot be written.
+    """
     final = directory / f"step_{checkpoint.step}"
     temporary = directory / f".{final.name}.{os.getpid()}.tmp"
     with writing(final):
         for leftover in directory.glob(".step_*.tmp"):  # of runs that were killed here
             shutil.rmtree(leftover)
-        temporary.mkdir(parents=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        _require_space(final, checkpoint)
+        temporary.mkdir()
         for name in TENSOR_FILES:
             save_file(checkpoint.tensors[name], temporary / f"{name}.safetensors")
         (temporary / "trainer.json").write_text(json.dumps(checkpoint.trainer, indent=1) + "\n")
@@ -62,10 +85,22 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int) -> Path:
     # Newer ones are broken, or this run would have gone on from them; they must not push out this one.
     others = [path for path in all_checkpoints(directory) if path != final]
     older = [path for path in others if step_of(path) < checkpoint.step]
+    newer, superseded = others[len(older) :], older[: max(len(older) + 1 - keep, 0)]
     with writing(directory):
-        for path in [*others[len(older) :], *older[: max(len(older) + 1 - keep, 0)]]:
+        for path in [*newer, *(old for old in superseded if not keep_every or step_of(old) % keep_every)]:
             shutil.rmtree(path)
     return final
+
+
+def _require_space(final: Path, checkpoint: Checkpoint) -> None:
+    """A disk that fills up half-way costs the time of writing, and often the logs of the run as well."""
+    needed = sum(t.numel() * t.element_size() for tensors in checkpoint.tensors.values() for t in tensors.values())
+    free = shutil.disk_usage(final.parent).free
+    if needed > free:
+        raise UserError(
+            f"{final}: cannot write: it needs {needed / 1e6:.1f} MB and that disk has {free / 1e6:.1f} MB left; make "
+            "room and start the same command again"
+        )
 
 
 def why_incomplete(path: Path) -> str | None:
@@ -109,14 +144,19 @@ def newest_complete(directory: Path) -> tuple[Path | None, list[str]]:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint that `newest_complete` found.
+    """Check a checkpoint and read it.
 
     Raises:
-        DataError: it is not complete after all.
+        DataError: it is not complete.
     """
     fault = why_incomplete(path)
     if fault:
         raise DataError(fault)
+    return read_checkpoint(path)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint that `newest_complete` has just found: one rank hashes it, all read it."""
     return Checkpoint(
         tensors={name: load_file(path / f"{name}.safetensors") for name in TENSOR_FILES},
         trainer=json.loads((path / "trainer.json").read_text()),

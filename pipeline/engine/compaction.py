@@ -16,7 +16,7 @@ from pipeline.config import Recipe
 from pipeline.engine.distributed import World
 from pipeline.engine.restore import SELECTED, without_prefix
 from pipeline.engine.run_directory import read_json_lines
-from pipeline.engine.state import gathered
+from pipeline.engine.state import LossScaler, gathered
 from pipeline.errors import UserError
 
 
@@ -45,16 +45,21 @@ class CompactionState:
             gate.record_gradient(self._scores_gradients(step))
         return records
 
-    def after_backward(self, engine: Any) -> None:
-        """Take the gate gradients of the whole global batch, before DeepSpeed's step changes the loss scale."""
+    def gate_gradients(self, engine: Any) -> dict[str, Tensor]:
+        """The gate gradients (size,) of the whole global batch, none if they are not scored.
+
+        To be called before DeepSpeed's step, which may change the loss scale.
+        """
         gradients = {name: gate.value.grad for name, gate in self.model.gates.items() if gate.value.grad is not None}
         if not gradients:
-            return
-        flat = self.world.mean(torch.cat([g.double() for g in gradients.values()]))
-        flat /= loss_scale(engine)
-        if bool(flat.isfinite().all()):
-            parts = flat.split([len(g) for g in gradients.values()])
-            self.taylor.add(dict(zip(gradients, parts, strict=True)))
+            return {}
+        flat = self.world.mean(torch.cat([g.double() for g in gradients.values()])) / (LossScaler(engine).scale or 1.0)
+        return dict(zip(gradients, flat.split([len(g) for g in gradients.values()]), strict=True))
+
+    def after_step(self, gradients: dict[str, Tensor]) -> None:
+        """Score what `gate_gradients` returned, for a step that was not skipped."""
+        if gradients and all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
+            self.taylor.add(gradients)
 
     def state_dict(self) -> dict[str, Tensor]:
         selected = {f"{SELECTED}{name}": value for name, value in self.schedule.state_dict().items()}
@@ -123,11 +128,6 @@ class CompactionState:
             with gathered([reader.row_delta for reader in self.model.readers(name)]):
                 scores[name] = norm_scores(self.model, name)
         return scores
-
-
-def loss_scale(engine: Any) -> float:
-    """The factor that DeepSpeed's fp16 puts on the loss; 1 in other precisions."""
-    return float(getattr(engine.optimizer, "loss_scale", 1.0))
 
 
 def load_replay(path: str, groups: dict[str, Group], increments: int) -> dict[int, dict[str, list[int]]]:

@@ -24,10 +24,8 @@ _KNOWN = {
     "wall_clock_breakdown",
     "steps_per_print",
     "dump_state",
-    "aio",
-    "zero_force_ds_cpu_optimizer",
 }
-_SECTIONS = {"zero_optimization", "bf16", "fp16", "activation_checkpointing", "comms_logger", "flops_profiler", "aio"}
+_SECTIONS = {"zero_optimization", "bf16", "fp16", "activation_checkpointing", "comms_logger", "flops_profiler"}
 
 
 def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[str, Any]:
@@ -58,7 +56,10 @@ def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[st
         raise UserError(f"{path}: unknown key {sorted(unknown)[0]}; known are {', '.join(sorted(_KNOWN))}")
     _check_sections(path, config)
     _check_machine(path, config)
+    _check_combination(path, config)
     config.setdefault("steps_per_print", 10**9)
+    # Offloaded or not, the optimizer is torch's AdamW: DeepSpeed's own for CPUs has to be compiled first.
+    config["zero_force_ds_cpu_optimizer"] = False
     return config
 
 
@@ -92,6 +93,26 @@ def _check_machine(path: Path, config: dict[str, Any]) -> None:
         raise UserError(f"{path}: fp16 does not run on this machine's {name}; use a bf16 or fp32 configuration")
     if precision(config) == "bf16" and not accelerator.is_bf16_supported():
         raise UserError(f"{path}: bf16 does not run on this machine's {name}; use an fp32 configuration")
+
+
+def _check_combination(path: Path, config: dict[str, Any]) -> None:
+    """Refuse what the training could not keep its promises under."""
+    zero = config.get("zero_optimization", {})
+    for name, least in (("offload_optimizer", 1), ("offload_param", 3)):
+        device = (zero.get(name) or {}).get("device", "none")
+        if device == "nvme":
+            raise UserError(f"{path}: zero_optimization.{name} to nvme is not supported; offload to cpu")
+        if device != "none" and zero.get("stage", 0) < least:
+            raise UserError(f"{path}: zero_optimization.{name} needs stage {least}{' or more' if least < 3 else ''}")
+    if config.get("bf16", {}).get("check_grad_overflow") is False:
+        raise UserError(f"{path}: bf16.check_grad_overflow must stay on, it skips steps whose gradient is not finite")
+    for section, key in (
+        ("fp16", "fp16_master_weights_and_grads"),
+        ("bf16", "bf16_master_weights_and_grads"),
+        ("bf16", "bf16_optimizer_states"),
+    ):
+        if config.get(section, {}).get(key):
+            raise UserError(f"{path}: {section}.{key} is not supported: checkpoints hold fp32 weights and moments")
 
 
 def _check_sections(path: Path, config: dict[str, Any]) -> None:

@@ -43,11 +43,11 @@ class World:
         dist.all_reduce(values)
         return values
 
-    def any(self, flag: bool) -> bool:
-        """True on every rank if it is on one."""
-        value = torch.tensor([float(flag)], device=self.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's picklable `value`, by rank, on every rank."""
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's picklable `value`, on every rank."""
@@ -66,13 +66,15 @@ class World:
             result = action()
         except UserError as caught:
             error = caught
-        errors: list[UserError | None] = [None] * self.size
-        dist.all_gather_object(errors, error)
-        first = next((error for error in errors if error is not None), None)
+        first = next((error for error in self.gather(error) if error is not None), None)
         if first is not None:
-            first.said_elsewhere = not self.is_main
-            raise first
+            raise self.said_once(first)
         return result
+
+    def said_once(self, error: UserError) -> UserError:
+        """An error that every rank raises, marked so that rank 0 alone says it."""
+        error.said_elsewhere = not self.is_main
+        return error
 
     def on_main(self, action: Callable[[], Any]) -> Any:
         """What `action` returns on rank 0, on every rank; errors as in `together`."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.compaction.model import is_compactor
 from pipeline.config import TeacherConfig, TrainConfig
@@ -31,6 +31,33 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": parameters, "role": role, "weight_decay": weight_decay if decays else 0.0}
         for (role, decays), parameters in groups.items()
     ]
+
+
+class StepGuard:
+    """While `skip` is set, an optimizer's step leaves parameters, moments and its count of steps alone.
+
+    DeepSpeed goes through all its motions then, at every ZeRO stage. It skips steps without finite gradients by
+    itself, except at stage 0 in fp32. (Hooks, since it wants an optimizer of exactly torch's class.)
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.skip = False
+        self._hidden: list[tuple[Tensor, Tensor]] = []
+        optimizer.register_step_pre_hook(self._hide_gradients)
+        optimizer.register_step_post_hook(self._give_back)
+
+    def _hide_gradients(self, optimizer: torch.optim.Optimizer, *call: Any) -> None:
+        if not self.skip:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._hidden = [(parameter, parameter.grad) for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+
+    def _give_back(self, optimizer: torch.optim.Optimizer, *call: Any) -> None:
+        for parameter, gradient in self._hidden:
+            parameter.grad = gradient
+        self._hidden = []
 
 
 def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:

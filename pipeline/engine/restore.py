@@ -18,12 +18,13 @@ def restore_model(module: PlainBert | CompactedBert, recipe: Recipe, checkpoint:
 
     Raises:
         UserError: it is the checkpoint of another model.
+        DataError: it was written by an earlier version.
     """
     if isinstance(module, CompactedBert):
         schedule = Schedule(recipe.compaction, module.gates, recipe.train.compactor_lr)
         schedule.load_state_dict(without_prefix(checkpoint.tensors["compaction"], SELECTED))
         schedule.set_gates(checkpoint.step)
-        if checkpoint.trainer["narrowed"]:
+        if checkpoint.recorded("narrowed"):
             module.narrow(kept_indices(module))
     load_parameters(module, checkpoint.tensors["parameters"])
 

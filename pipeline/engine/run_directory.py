@@ -3,19 +3,80 @@
 config.yaml       the resolved recipe        ds_config.json    the completed DeepSpeed configuration
 environment.txt   machine, versions, commit        metrics.jsonl     one object per logged step
 selection.jsonl   every retirement           tensorboard/  checkpoints/
+lock              held by the run that writes here   stacks/  of the threads of every rank, if one hung or was lost
 """
 
+import errno
+import fcntl
 import json
+import math
+import os
+import socket
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import IO, Any
 
 import yaml
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, build
 from pipeline.engine.checkpoint import newest_complete
 from pipeline.environment import commit, machine, versions
 from pipeline.errors import DataError, UserError
 from pipeline.files import write_atomically, writing
+
+LOCK = "lock"
+_MAY_CHANGE = ("train.steps", "train.hang_minutes")
+"""Keys that a resumed run may set anew: steps may grow, and how long a rank may stand still is not about training."""
+
+
+class DirectoryLock:
+    """Keeps a second run out of a directory. The system releases it with the process, however that ends.
+
+    A context manager: it is released at the end of the block at the latest.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._path = directory, directory / LOCK
+        self._stream: IO[str] | None = None
+
+    def take(self, create: bool) -> None:
+        """Hold the lock from here on. Does nothing if it is held already, or if there is no file and none is wanted.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        if self._stream or not (create or self._path.exists()):
+            return
+        with writing(self._path):
+            self._stream = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115 (held until released)
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return  # a file system without locks: the run goes on, as it would have without this
+            self._stream.seek(0)
+            holder = self._stream.read().strip() or "unknown"
+            self.release()
+            raise UserError(
+                f"{self._directory} is in use by another run ({holder}): wait for its end, or choose another --output"
+            ) from error
+        with writing(self._path):
+            self._stream.truncate(0)
+            self._stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            self._stream.flush()
+
+    def release(self) -> None:
+        if self._stream:
+            self._stream.close()
+            self._stream = None
+
+    def __enter__(self) -> "DirectoryLock":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
 
 
 def resume_point(directory: Path, recipe: Recipe) -> tuple[Path | None, list[str]]:
@@ -27,10 +88,10 @@ def resume_point(directory: Path, recipe: Recipe) -> tuple[Path | None, list[str
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is no directory: choose another --output")
-    # A run that was killed while it wrote its very first file leaves only that file's temporary name.
-    if not directory.exists() or all(path.match(".*.tmp") for path in directory.iterdir()):
+    # A run that was killed while it wrote its very first file leaves only its lock and that file's temporary name.
+    if not directory.exists() or all(path.match(".*.tmp") or path.name == LOCK for path in directory.iterdir()):
         return None, []
-    recorded = _recorded_recipe(directory)
+    recorded = _completed(_recorded_recipe(directory))
     difference = _difference(recorded, recipe.to_dict())
     if difference:
         raise UserError(f"{directory} holds another run: {difference}; choose another --output")
@@ -55,23 +116,46 @@ def _recorded_recipe(directory: Path) -> dict[str, Any]:
     return recorded
 
 
+def _completed(recorded: dict[str, Any]) -> dict[str, Any]:
+    """A recipe that an earlier version recorded, with the defaults of the keys that are new since."""
+    try:
+        return build(Recipe, recorded, "").to_dict()
+    except UserError:
+        return recorded
+
+
 def _difference(recorded: Any, wanted: dict[str, Any], prefix: str = "") -> str | None:
-    """The first key in which two recipes differ, train.steps aside."""
+    """The first key in which two recipes differ, those aside that may."""
     for key in sorted(set(recorded) | set(wanted)):
         old, new = recorded.get(key), wanted.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             found = _difference(old, new, f"{prefix}{key}.")
             if found:
                 return found
-        elif old != new and prefix + key != "train.steps":
+        elif old != new and prefix + key not in _MAY_CHANGE:
             return f"its {prefix}{key} is {old!r}, not {new!r}"
     return None
 
 
-def record_start(directory: Path, recipe: Recipe, deepspeed_config: dict[str, Any], command: list[str]) -> None:
-    """Write what a run is, before its first step."""
+def record_start(
+    directory: Path,
+    recipe: Recipe,
+    deepspeed_config: dict[str, Any],
+    command: list[str],
+    lock: DirectoryLock | None = None,
+) -> None:
+    """Write what a run is, before its first step.
+
+    Args:
+        lock: taken before anything is written.
+
+    Raises:
+        UserError: another run holds the lock, or the directory cannot be written.
+    """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
+    if lock:
+        lock.take(create=True)
     # First of all: it is what makes this a run directory, also if the next line is never reached.
     write_atomically(directory / "config.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
     write_atomically(directory / "ds_config.json", (json.dumps(deepspeed_config, indent=1) + "\n").encode())
@@ -94,8 +178,13 @@ class JsonLines:
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def append(self, **fields: Any) -> None:
+        """Add one object; a top-level number that is not finite becomes null, which JSON has."""
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in fields.items()
+        }
         with writing(self.path), open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(fields) + "\n")
+            stream.write(json.dumps(finite) + "\n")
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -4,9 +4,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
+from torch import Tensor
 
+from pipeline.compaction.schedule import Schedule
+from pipeline.engine.board import Board
 from pipeline.engine.run_directory import JsonLines
+from pipeline.files import writing
 
 
 class RunLog:
@@ -22,36 +25,43 @@ class RunLog:
         self.metrics = JsonLines(directory / "metrics.jsonl", first_step)
         # A selection belongs to the step it comes before, which a resumed run takes again.
         self.selections = JsonLines(directory / "selection.jsonl", first_step - 1)
-        self.board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self.events = directory / "tensorboard"
+        with writing(self.events):
+            self.board = Board(directory, first_step)
         self.steps = steps
         self._first = (first_step, time.monotonic())
 
     def step(self, record: dict[str, Any], rates: dict[str, float]) -> None:
-        """One logged step; `record` has at least step, tokens, loss, accuracy, tokens_per_s, kept."""
+        """One logged step.
+
+        Args:
+            record: at least step, tokens, loss, accuracy, kept, and what `Telemetry.interval` returns.
+            rates: the learning rate of each role.
+        """
         self.metrics.append(**record)
-        step = record["step"]
-        for tag in ("loss", "accuracy", "heldout_loss", "heldout_accuracy"):
-            if tag in record:
-                self.board.add_scalar(f"mlm/{tag}", record[tag], step)
-        if record.get("gradient_norm") is not None:
-            self.board.add_scalar("optimizer/gradient_norm", record["gradient_norm"], step)
-        for role, rate in rates.items():
-            self.board.add_scalar(f"optimizer/lr_{role}", rate, step)
-        self.board.add_scalar("speed/tokens_per_s", record["tokens_per_s"], step)
-        for group, kept in record["kept"].items():
-            self.board.add_scalar(f"kept/{group}", kept, step)
+        with writing(self.events):
+            self.board.step(record, rates)
         print(self._line(record), flush=True)
 
-    def selection(self, step: int, increment: int, group: str, retired: list[int], scores: list[float]) -> None:
-        """One group's retirement at `step`; scores keep six digits, the choice itself is exact."""
-        rounded = [float(f"{score:.6g}") for score in scores]
-        self.selections.append(step=step, increment=increment, group=group, retired=retired, scores=rounded)
+    def selection(self, choices: list[dict[str, Any]], schedule: Schedule) -> None:
+        """One increment, with what it retired in each group; scores keep six digits, the choice itself is exact."""
+        for choice in choices:
+            self.selections.append(**{**choice, "scores": [float(f"{score:.6g}") for score in choice["scores"]]})
+        with writing(self.events):
+            self.board.selection(choices, schedule)
+
+    def compaction(self, step: int, schedule: Schedule, norms: dict[str, Tensor]) -> None:
+        """The gates, and what `compactor_norms` returned, after `step` optimizer steps."""
+        with writing(self.events):
+            self.board.gates(step, schedule.gates)
+            self.board.compactors(step, norms)
 
     def say(self, sentence: str) -> None:
         print(sentence, flush=True)
 
     def close(self) -> None:
-        self.board.close()
+        with writing(self.events):
+            self.board.close()
 
     def _line(self, record: dict[str, Any]) -> str:
         step, width = record["step"], len(str(self.steps))

@@ -8,15 +8,20 @@ import deepspeed
 from torch import nn
 
 from pipeline.config import TrainConfig
-from pipeline.engine.optimizer import build_optimizer
-from pipeline.engine.state import create_moments
+from pipeline.engine.optimizer import StepGuard, build_optimizer
+from pipeline.engine.state import LossScaler, create_moments
 
 
-def initialize_engine(module: nn.Module, train: TrainConfig, config: dict[str, Any]) -> Any:
-    """The DeepSpeed engine around `module`, with our AdamW; learning rates are set step by step."""
+def initialize_engine(module: nn.Module, train: TrainConfig, config: dict[str, Any]) -> tuple[Any, StepGuard]:
+    """The DeepSpeed engine around `module`, with our AdamW, and what can make that skip a step.
+
+    Learning rates are set step by step.
+    """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # torch announces the renaming of a collective that DeepSpeed uses, once per rank.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    engine, _, _, _ = deepspeed.initialize(model=module, optimizer=build_optimizer(module, train), config=config)
+    optimizer = build_optimizer(module, train)
+    engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     create_moments(engine)
-    return engine
+    LossScaler(engine).never_raise()
+    return engine, StepGuard(optimizer)

@@ -37,15 +37,18 @@ def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
 def create_moments(engine: Any) -> None:
     """Make Adam's moments exist before the first step, as torch itself would at that step, and count from 0.
 
-    At ZeRO 1 and 2 DeepSpeed ties moments to parameters as soon as the first of several parameter groups has stepped,
-    and never finds those of the others. Some of its wrappers take a step with gradient 0 when they are made. (0.19.8)
+    A run may be saved or narrowed before any step was taken: fp16 skips the first ones. And at ZeRO 1 and 2 DeepSpeed
+    ties moments to parameters as soon as the first of several parameter groups has stepped, and never finds those of
+    the others. Some of its wrappers take a step with gradient 0 when they are made. (0.19.8)
     """
-    inner = inner_optimizer(engine)
-    if engine.zero_optimization_stage() < 3:
-        for group in inner.param_groups:
-            for master in group["params"]:
-                moments = {moment: torch.zeros_like(master) for moment in MOMENTS}
-                inner.state[master] = {"step": torch.tensor(0.0), **moments}
+    inner, stage = inner_optimizer(engine), engine.zero_optimization_stage()
+    masters = [master for group in inner.param_groups for master in group["params"]]
+    if stage == 3:  # where the groups of the inner optimizer are filled for the time of a step only
+        masters = engine.optimizer.fp32_partitioned_groups_flat
+    for master in masters:
+        inner.state[master] = {"step": torch.tensor(0.0), **{m: torch.zeros_like(master) for m in MOMENTS}}
+    if stage in (1, 2):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def gather_state(engine: Any, keep: bool) -> dict[str, Tensors]:
@@ -70,18 +73,15 @@ def gather_state(engine: Any, keep: bool) -> dict[str, Tensors]:
     return state
 
 
-def restore_state(engine: Any, state: dict[str, Tensors], steps: int, world: World, example: Tensors) -> None:
+def restore_state(engine: Any, state: dict[str, Tensors], steps: int, world: World) -> None:
     """Put a gathered state back. All ranks must call, each with the whole state.
 
     The module must have been given `state["parameters"]` before DeepSpeed took it, which sets the working copies;
-    here follow the fp32 masters and the moments. DeepSpeed links those to the parameters at the first step only, so
-    one step with gradient 0 and learning rate 0 comes first.
+    here follow the fp32 masters and the moments.
 
     Args:
         steps: what `optimizer_steps` returned.
-        example: keyword arguments for one forward pass.
     """
-    _take_empty_step(engine, example)
     masters = _stage_0_masters(engine)
     for name, parameter in engine.module.named_parameters():
         values = {kind: tensors[name].to(parameter.device) for kind, tensors in state.items()}
@@ -102,6 +102,58 @@ def restore_state(engine: Any, state: dict[str, Tensors], steps: int, world: Wor
 def optimizer_steps(engine: Any) -> int:
     """Steps that Adam has counted (skipped ones are not)."""
     return next((int(own["step"]) for own in inner_optimizer(engine).state.values() if "step" in own), 0)
+
+
+class LossScaler:
+    """fp16's loss scale, wherever DeepSpeed keeps it. In other precisions there is none."""
+
+    _STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+    """`cur_hysteresis` (overflows before the scale is lowered) is there at the stages 1 to 3 alone."""
+
+    def __init__(self, engine: Any) -> None:
+        optimizer = engine.optimizer
+        own = getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)
+        self._own = own if engine.fp16_enabled() else None
+        self._stage = engine.zero_optimization_stage()
+        self._is_dynamic = bool(getattr(own, "dynamic", False) or getattr(own, "dynamic_loss_scale", False))
+
+    @property
+    def scale(self) -> float | None:
+        """The factor on the loss; None unless fp16."""
+        return None if self._own is None else float(self._own.cur_scale)
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """What the engine must be given for the backward pass of `loss`.
+
+        At stage 0 it divides the gradients by the scale without having multiplied the loss by it (0.19.8).
+        """
+        return loss if self.scale is None or self._stage > 0 else loss * self.scale
+
+    @property
+    def can_lower(self) -> bool:
+        """Whether an overflow is answered by a lower scale."""
+        if self._own is None or not self._is_dynamic:
+            return False
+        least = getattr(self._own, "min_scale", None) or getattr(self._own, "min_loss_scale", None) or 1.0
+        return float(self._own.cur_scale) > least
+
+    def never_raise(self) -> None:
+        """At its least value DeepSpeed ends the run with a traceback; the trainer counts skipped steps instead."""
+        if self._own is not None and hasattr(self._own, "raise_error_at_min_scale"):
+            self._own.raise_error_at_min_scale = False
+
+    def state_dict(self) -> dict[str, float] | None:
+        """Plain values that `load_state_dict` takes at any ZeRO stage; None where there is nothing to remember."""
+        if self._own is None or not self._is_dynamic:
+            return None
+        return {name: getattr(self._own, name) for name in self._STATE if hasattr(self._own, name)}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on with the scale of a checkpoint; one that the JSON fixes stays."""
+        if self._is_dynamic:
+            for name in self._STATE:
+                if name in state and hasattr(self._own, name):
+                    setattr(self._own, name, state[name])
 
 
 def gathered(parameters: list[nn.Parameter]) -> Any:
@@ -136,11 +188,3 @@ def _set_partitions(parameter: nn.Parameter, values: Tensors, world: World) -> N
             safe_set_local_fp32_param(parameter, part)
         else:
             safe_set_local_optimizer_state(parameter, part, kind)
-
-
-def _take_empty_step(engine: Any, example: Tensors) -> None:
-    for group in engine.optimizer.param_groups:
-        group["lr"] = 0.0
-    for _ in range(engine.gradient_accumulation_steps()):
-        engine.backward(engine(**example).float().sum() * 0.0)
-        engine.step()

@@ -5,19 +5,24 @@ One optimizer step, in this order:
 1. if an increment is due: score the dimensions, retire some, record the choice;
 2. set every gate and learning rate to its value for this step; when all gates are 0 or 1, narrow the model to what
    they have left open;
-3. for each micro-batch: forward, loss on the predicted positions, backward, DeepSpeed's step;
-4. add the squared gate gradients to the Taylor scores;
-5. log, measure on held-out text, write a checkpoint, stop if asked.
+3. for each micro-batch: forward, loss on the predicted positions, backward;
+4. agree with the other ranks, in one all-reduce: the loss, whether it is finite, who must stop;
+5. DeepSpeed's step, unless the numbers are not finite; add the squared gate gradients to the Taylor scores;
+6. log, measure on held-out text, write a checkpoint, stop if asked.
 
 Everything but parameters, moments, the record of retirements and the Taylor sums is a function of the step number,
 so a checkpoint holds no more than that.
 """
 
 import hashlib
+import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,12 +33,17 @@ from pipeline.data.loader import HeldOutData, TrainingData, micro_batches
 from pipeline.data.masking import MaskedBatch
 from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
 from pipeline.engine.compaction import CompactionState
+from pipeline.engine.deepspeed_config import precision
 from pipeline.engine.distributed import World
 from pipeline.engine.optimizer import learning_rates, set_learning_rates
 from pipeline.engine.run_log import RunLog
 from pipeline.engine.setup import initialize_engine
-from pipeline.engine.state import gather_state, optimizer_steps, restore_state
+from pipeline.engine.soundness import Judge, StepResult, describe_windows
+from pipeline.engine.state import LossScaler, gather_state, optimizer_steps, restore_state
 from pipeline.engine.stopping import StopRequest
+from pipeline.engine.telemetry import Telemetry, compactor_norms, trained_shape
+from pipeline.engine.watch import Watch
+from pipeline.errors import UserError
 from pipeline.models import BuiltModel, load_parameters, rebuild_model, save_config
 
 
@@ -63,6 +73,10 @@ class Trainer:
 
     Attributes:
         compaction: schedule, gates and scores; None for a plain BERT.
+        saved: step of the checkpoint that was written or read last.
+
+    Raises:
+        DataError: the held-out windows cannot be read.
     """
 
     def __init__(
@@ -75,11 +89,15 @@ class Trainer:
         world: World,
         directory: Path,
         log: RunLog | None,
+        watch: Watch,
     ) -> None:
         self.deepspeed_config, self.recipe, self.built = deepspeed_config, recipe, built
-        self.data, self.heldout, self.world = data, heldout, world
+        self.data, self.world, self.watch = data, world, watch
         self.directory, self.log = directory, log
         self.step = 0
+        self.saved: int | None = None
+        self.judge = Judge()
+        self._fault: UserError | None = None
         self.accumulation = deepspeed_config["gradient_accumulation_steps"]
         self.micro_batch = deepspeed_config["train_micro_batch_size_per_gpu"]
         self.rates = learning_rates(recipe.train, recipe.teacher, built.head_is_new)
@@ -87,64 +105,181 @@ class Trainer:
         if isinstance(built.module, CompactedBert):
             self.compaction = CompactionState(recipe, built.module, world)
         self.engine = self._start_engine(built.module)
-        self.stop = StopRequest(directory, world)
+        predicted = round(recipe.data.mask_fraction * (recipe.data.seq_len - 2))
+        self.telemetry = Telemetry(
+            world, precision(deepspeed_config), recipe.data.seq_len, predicted, recipe.train.global_batch
+        )
+        # Read once and kept, so that a fault in them shows before the first step.
+        self.heldout = world.together(lambda: list(heldout.batches(self.micro_batch, world.rank, world.size)))
+        self.stop = StopRequest(directory, world.is_main)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue after the checkpoint's step. The module must be as `restore_model` makes it."""
         state = {name: checkpoint.tensors[name] for name in ("parameters", "exp_avg", "exp_avg_sq")}
-        self._restore_engine(state, int(checkpoint.trainer["optimizer_steps"]))
-        self.step = checkpoint.step
+        self._restore_engine(state, int(checkpoint.recorded("optimizer_steps")), checkpoint.trainer.get("loss_scale"))
+        self.step = self.saved = checkpoint.step
+        if "judge" in checkpoint.trainer:  # some versions before did without
+            self.judge.load_state_dict(checkpoint.trainer["judge"])
         if self.compaction:
             self.compaction.load_state_dict(checkpoint.tensors["compaction"])
 
     def run(self) -> bool:
-        """Train to the end; True if it was reached, False if the run was asked to stop before."""
+        """Train to the end; True if it was reached, False if the run was asked to stop before.
+
+        Raises:
+            UserError: too many steps in a row without finite numbers, or a record that cannot be written.
+            DataError: text that cannot be trained on. All ranks raise these together.
+        """
         train = self.recipe.train
         batches = micro_batches(
             self.data, self.step, train.global_batch, self.micro_batch, self.world.rank, self.world.size
         )
-        self._since = (self.step, time.monotonic())
+        self.telemetry.restart(self.step)
+        self._started, self._saving = time.monotonic(), 0.0
+        if self.step < train.steps and self._asked_to_stop():
+            self.stop.clear()
+            return False
         while self.step < train.steps:
-            sums = self._optimizer_step(batches)
+            result = self._optimizer_step(batches)
+            event = self.judge.judge(result)
             self.step += 1
             last = self.step == train.steps
             evaluate = last or self.step % train.evaluate_every == 0
-            if evaluate or self.step % train.log_every == 0 or self.step == 1:
-                self._log(sums, evaluate)
-            stopping = self.stop.agreed() and not last
+            if event:
+                self._report(event, result)
+            if event or evaluate or self.step % train.log_every == 0 or self.step == 1:
+                with self._until_agreed():
+                    self._log(result, event, evaluate)
+            if self.judge.in_a_row >= train.max_skipped_in_a_row:
+                raise self.world.said_once(self._unsound())
+            stopping = result.stop and not last
             if last or stopping or self.step % train.checkpoint_every == 0:
-                self.save()
+                with self.telemetry.clock("checkpoint"):
+                    self.save()
             if stopping:
                 self.stop.clear()
                 return False
         return True
 
-    def _optimizer_step(self, batches: Any) -> Tensor:
-        """Steps 1 to 4 of the module's list; returns loss and accuracy (2,) of this rank's last step."""
+    def _optimizer_step(self, batches: Any) -> StepResult:
+        """Steps 1 to 5 of the module's list."""
         if self.compaction:
-            for choice in self.compaction.before_step(self.step):
-                if self.log:
-                    self.log.selection(**choice)
-            if self.compaction.narrowing_due(self.step):
-                self._narrow(self.compaction)
+            with self.telemetry.clock("compaction"):
+                choices = self.compaction.before_step(self.step)
+                if self.compaction.narrowing_due(self.step):
+                    self._narrow(self.compaction)
+            if self.log and choices:
+                with self.telemetry.clock("log"), self._until_agreed():
+                    self.log.selection(choices, self.compaction.schedule)
         set_learning_rates(self.engine.optimizer, self.rates(self.step))
         sums = torch.zeros(2, device=self.world.device)
+        scaler = LossScaler(self.engine)
         for micro in range(self.accumulation):
+            if micro:
+                self.engine.step()  # which only counts, between micro-batches
             seed_dropout(self.recipe.train.seed, self.step, micro, self.world.rank)
-            input_ids, positions, labels = self._to_device(next(batches))
-            loss, accuracy = masked_lm_loss(self.engine(input_ids, positions), labels)
-            self.engine.backward(loss)
-            if micro == self.accumulation - 1:
-                self._gradient_norm = self._local_gradient_norm()
-                if self.compaction:
-                    self.compaction.after_backward(self.engine)
-            self.engine.step()
+            with self.telemetry.clock("data"):
+                input_ids, positions, labels = self._to_device(self._read(batches))
+            with self.telemetry.clock("forward"):
+                loss, accuracy = masked_lm_loss(self.engine(input_ids, positions), labels)
+            with self.telemetry.clock("backward"):
+                self.engine.backward(scaler.scaled(loss))
             sums += torch.stack([loss.detach(), accuracy]) / self.accumulation
-        return sums
+            self.watch.beat()
+        return self._finish_step(sums)
+
+    def _finish_step(self, sums: Tensor) -> StepResult:
+        """Steps 4 and 5.
+
+        Args:
+            sums: loss and accuracy (2,) of this rank's part of the global batch.
+        """
+        self._gradient_norm = self._local_gradient_norm()
+        with self.telemetry.clock("agree"):
+            loss, accuracy, overflow, faults, stops = self._agree(sums)
+        if faults:
+            self.world.together(self._raise_fault)
+        sound = math.isfinite(loss) and not overflow
+        gradients: dict[str, Tensor] = {}
+        if self.compaction and sound:
+            with self.telemetry.clock("compaction"):
+                gradients = self.compaction.gate_gradients(self.engine)
+        scaler = LossScaler(self.engine)
+        scale, can_lower = scaler.scale, scaler.can_lower  # the step may change both
+        self.guard.skip = not sound
+        with self.telemetry.clock("optimizer"):
+            self.engine.step()
+        applied = sound and self.engine.was_step_applied()
+        if self.compaction and applied:
+            with self.telemetry.clock("compaction"):
+                self.compaction.after_step(gradients)
+        return StepResult(loss, accuracy, applied, scale, can_lower, stop=stops > 0)
+
+    def _agree(self, sums: Tensor) -> list[float]:
+        """Mean loss and accuracy over the global batch; ranks whose gradient overflows, that cannot go on, and that
+        were asked to stop. This is the one collective of a step that is not DeepSpeed's or the scores'."""
+        norm = self._gradient_norm
+        overflow = sums.new_zeros(1) if norm is None else (~norm.isfinite()).to(sums.dtype).reshape(1)
+        own = torch.tensor([self._fault is not None, self.stop.received()], dtype=sums.dtype).to(sums.device)
+        total = self.world.sum(torch.cat([sums, overflow, own])).tolist()
+        return [total[0] / self.world.size, total[1] / self.world.size, *total[2:]]
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any rank was asked to stop before the first step."""
+        return bool(self.world.sum(torch.tensor([float(self.stop.received())], device=self.world.device)).item())
+
+    def _read(self, batches: Any) -> MaskedBatch:
+        """The next micro-batch; an empty one if this rank cannot read it, so that it keeps step with the others until
+        all raise the fault together."""
+        if self._fault is None:
+            with self._until_agreed():
+                return next(batches)
+        tokens, predicted = self.recipe.data.seq_len, self.telemetry.predicted
+        shapes = ((tokens,), (predicted,), (predicted,), ())
+        return MaskedBatch(*(np.zeros((self.micro_batch, *shape), dtype=np.int64) for shape in shapes))
+
+    @contextmanager
+    def _until_agreed(self) -> Iterator[None]:
+        """Keep an error that this rank has met alone: the others would wait for it in the next collective."""
+        try:
+            yield
+        except UserError as error:
+            self._fault = self._fault or error
+
+    def _raise_fault(self) -> None:
+        if self._fault is not None:
+            raise self._fault
+
+    def _report(self, event: str, result: StepResult) -> None:
+        """Say what was wrong with the step that was just taken."""
+        if not self.log:
+            return
+        if event == "overflow":
+            what = f"the gradients overflow at loss scale {result.loss_scale:g}, step skipped"
+        elif event == "skipped":
+            what = f"loss or gradient is no finite number, step skipped ({self.judge.in_a_row} in a row)"
+        else:
+            what = f"loss {result.loss:.4f} is far above the usual {self.judge.usual_loss:.4f}"
+        windows = "" if event == "overflow" else f"; {describe_windows(self._windows())}"
+        self.log.say(f"step {self.step}: {what}{windows}")
+
+    def _unsound(self) -> UserError:
+        return UserError(
+            f"loss or gradient was no finite number in {self.judge.in_a_row} steps in a row, up to step {self.step}, "
+            f"which had {describe_windows(self._windows())}: lower the learning rates, or look for what is wrong with "
+            "the text or the teacher"
+        )
+
+    def _windows(self) -> list[list[int]]:
+        """The window ids of the step that was just taken, per source."""
+        size = self.recipe.train.global_batch
+        source, _, window = self.data.locate(np.arange((self.step - 1) * size, self.step * size))
+        return [window[source == number].tolist() for number in range(len(self.data.sources))]
 
     def _narrow(self, compaction: CompactionState) -> None:
         """Rebuild the model at the student's width under the same optimizer state, in the same process group."""
         state, steps = gather_state(self.engine, keep=True), optimizer_steps(self.engine)
+        scaler = LossScaler(self.engine).state_dict()
         successor = rebuild_model(self.recipe, save_config(self.built.bert_config))
         assert isinstance(successor, CompactedBert)
         state = compaction.narrow(successor, state)
@@ -152,20 +287,22 @@ class Trainer:
         self.engine.destroy()
         self.built.module = successor
         self.engine = self._start_engine(successor)
-        self._restore_engine(state, steps)
+        self._restore_engine(state, steps, scaler)
+        self.watch.beat()
         if self.log:
             self.log.say(f"step {self.step}: every gate is closed or open, narrowed to {successor.target}")
 
     def _start_engine(self, module: nn.Module) -> Any:
-        engine = initialize_engine(module, self.recipe.train, self.deepspeed_config)
+        engine, self.guard = initialize_engine(module, self.recipe.train, self.deepspeed_config)
         if isinstance(module, CompactedBert):
             module.move_gates(self.world.device)
         engine.train()  # transformers hands over loaded models in evaluation mode
         return engine
 
-    def _restore_engine(self, state: dict[str, dict[str, Tensor]], steps: int) -> None:
-        example = {"input_ids": torch.zeros(1, 8, dtype=torch.long, device=self.world.device)}
-        restore_state(self.engine, state, steps, self.world, example)
+    def _restore_engine(self, state: dict[str, dict[str, Tensor]], steps: int, scaler: dict[str, float] | None) -> None:
+        restore_state(self.engine, state, steps, self.world)
+        if scaler:
+            LossScaler(self.engine).load_state_dict(scaler)
 
     def _to_device(self, batch: MaskedBatch) -> tuple[Tensor, Tensor, Tensor]:
         arrays = (batch.input_ids, batch.positions, batch.labels)
@@ -174,40 +311,55 @@ class Trainer:
 
     def _local_gradient_norm(self) -> Tensor | None:
         """Norm of the averaged gradient at stage 0 in fp32; DeepSpeed knows it elsewhere, after the step."""
-        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        if self.engine.zero_optimization_stage() > 0 or not gradients:
+        if self.engine.zero_optimization_stage() > 0 or precision(self.deepspeed_config) != "fp32":
             return None
-        return torch.nn.utils.get_total_norm(gradients)
+        return torch.nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None])
 
-    def _log(self, sums: Tensor, evaluate: bool) -> None:
-        train = self.recipe.train
-        loss, accuracy = self.world.mean(sums).tolist()
-        first, started = self._since
-        tokens = train.global_batch * self.recipe.data.seq_len
-        norm = self.engine.get_global_grad_norm()
-        norm = self._gradient_norm if norm is None else norm
+    def _norm_of(self, result: StepResult) -> float | None:
+        """The norm of the whole gradient of the step just taken, before clipping."""
+        norm = self._gradient_norm if self._gradient_norm is not None else self.engine.get_global_grad_norm()
+        if norm is None:
+            return None
+        # At stage 0 DeepSpeed leaves fp16's loss scale in it (0.19.8).
+        scale = result.loss_scale if self.engine.zero_optimization_stage() == 0 else None
+        return float(norm) / (scale or 1.0)
+
+    def _log(self, result: StepResult, event: str | None, evaluate: bool) -> None:
         record: dict[str, Any] = {
             "step": self.step,
-            "tokens": self.step * tokens,
-            "loss": loss,
-            "accuracy": accuracy,
-            "tokens_per_s": (self.step - first) * tokens / max(time.monotonic() - started, 1e-9),
-            "gradient_norm": None if norm is None else float(norm),
+            "tokens": self.step * self.recipe.train.global_batch * self.recipe.data.seq_len,
+            "loss": result.loss,
+            "accuracy": result.accuracy,
+            "gradient_norm": self._norm_of(result),
             "kept": self.compaction.schedule.kept() if self.compaction else {},
+            "skipped_steps": self.judge.skipped,
+            "checkpoint_share": self.checkpoint_share(),
         }
+        if event:
+            record |= {"event": event} if event == "overflow" else {"event": event, "windows": self._windows()}
+        if result.loss_scale is not None:
+            record["loss_scale"] = result.loss_scale
+        norms = {}
         if evaluate:
-            record["heldout_loss"], record["heldout_accuracy"] = self.evaluate()
+            with self.telemetry.clock("evaluate"):
+                record["heldout_loss"], record["heldout_accuracy"] = self.evaluate()
+            if self.compaction:
+                with self.telemetry.clock("log"):
+                    norms = compactor_norms(self.compaction.model)
+        record |= self.telemetry.interval(self.step, trained_shape(self.built.module))
         if self.log:
-            self.log.step(record, self.rates(self.step - 1))
-        # Measuring and logging are not training time.
-        self._since = (self.step, time.monotonic())
+            with self.telemetry.clock("log"):
+                self.log.step(record, self.rates(self.step - 1))
+                if self.compaction and evaluate:
+                    self.log.compaction(self.step, self.compaction.schedule, norms)
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
         """Loss and accuracy over all predicted positions of the held-out windows, dropout off."""
         self.engine.eval()
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
-        for batch, valid in self.heldout.batches(self.micro_batch, self.world.rank, self.world.size):
+        for batch, valid in self.heldout:
+            self.watch.beat()
             input_ids, positions, labels = self._to_device(batch)
             logits = self.engine(input_ids, positions)
             if valid:
@@ -219,6 +371,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint. All ranks must call."""
+        begun = time.monotonic()
         state = gather_state(self.engine, keep=self.world.is_main)
         compaction = self.compaction.state_dict() if self.compaction else {}
         trainer = {
@@ -227,7 +380,21 @@ class Trainer:
             "head_is_new": self.built.head_is_new,
             "narrowed": bool(self.compaction and self.compaction.model.narrowed),
             "consumed": self.data.consumed(self.step * self.recipe.train.global_batch),
+            "judge": self.judge.state_dict(),
+            "loss_scale": LossScaler(self.engine).state_dict(),
         }
         checkpoint = Checkpoint({**state, "compaction": compaction}, trainer, save_config(self.built.bert_config))
-        keep = self.recipe.train.keep_checkpoints
-        self.world.on_main(lambda: save_checkpoint(self.directory / "checkpoints", checkpoint, keep))
+        train = self.recipe.train
+
+        def write() -> None:
+            self._raise_fault()
+            save_checkpoint(self.directory / "checkpoints", checkpoint, train.keep_checkpoints, train.keep_every)
+
+        self.world.on_main(write)
+        self.saved = self.step
+        self._saving += time.monotonic() - begun
+        self.watch.beat()
+
+    def checkpoint_share(self) -> float:
+        """Share of the time since this start that went into checkpoints, in [0, 1]."""
+        return self._saving / max(time.monotonic() - self._started, 1e-9)

@@ -1,0 +1,213 @@
+"""What a run can say of its own cost: time per phase, speed, model FLOP utilisation, memory, how far compactors moved.
+
+Nothing here waits for the device between two logged steps, and ranks exchange their numbers at logged steps only.
+"""
+
+import itertools
+import resource
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.compaction.groups import Gate
+from pipeline.compaction.layers import CompactedEmbeddings, CompactedLinear
+from pipeline.compaction.model import CompactedBert, shape_of
+from pipeline.compaction.shapes import BertShape
+from pipeline.cost import Batch, step_macs
+from pipeline.engine.distributed import World
+from pipeline.engine.state import gathered
+from pipeline.models import PlainBert
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NOT_TRAINING = ("log", "evaluate", "checkpoint")
+"""Phases that are left out of throughput and utilisation."""
+GIB = 2**30
+
+
+class PhaseClock:
+    """Adds up the seconds spent in each phase of a step: `with clock("forward"): ...`. Phases do not nest.
+
+    On CUDA a phase lasts from when the device reaches its beginning to when it reaches its end, by events that are read
+    once they have passed: waiting for data counts only where the device ran dry. Elsewhere it is the host's time.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_cuda = device.type == "cuda"
+        self._open: deque[tuple[str, Any, Any]] = deque()
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        start = self._mark()
+        yield
+        self._open.append((phase, start, self._mark()))
+        while self._open and (not self._on_cuda or self._open[0][2].query()):
+            self._close_oldest()
+
+    def take(self) -> dict[str, float]:
+        """Seconds per phase since the last call. On CUDA this waits for the device."""
+        if self._on_cuda:
+            torch.cuda.synchronize()
+        while self._open:
+            self._close_oldest()
+        seconds, self._seconds = dict(self._seconds), defaultdict(float)
+        return seconds
+
+    def _mark(self) -> Any:
+        if not self._on_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _close_oldest(self) -> None:
+        phase, start, end = self._open.popleft()
+        self._seconds[phase] += start.elapsed_time(end) / 1000 if self._on_cuda else end - start
+
+
+class Telemetry:
+    """Speed, time and memory of a run, over all ranks. All ranks must construct one and call the same methods.
+
+    Args:
+        precision: fp32, bf16 or fp16; the device's peak is measured in it.
+        tokens: of one training window.
+        predicted: positions predicted per window.
+        global_batch: windows per optimizer step.
+    """
+
+    PHASES = ("data", "forward", "backward", "agree", "optimizer", "compaction", *NOT_TRAINING)
+
+    def __init__(self, world: World, precision: str, tokens: int, predicted: int, global_batch: int) -> None:
+        self.world, self.tokens, self.predicted, self.global_batch = world, tokens, predicted, global_batch
+        self.clock = PhaseClock(world.device)
+        # All ranks at once: processes that share cores share their peak as well.
+        world.barrier()
+        peak = torch.tensor(measure_peak(world.device, DTYPES[precision]), dtype=torch.float64, device=world.device)
+        self.peak = float(world.sum(peak))
+        self.restart(0)
+
+    def restart(self, step: int) -> None:
+        """Begin the first interval at `step` completed steps."""
+        self.clock.take()
+        self._since = (step, time.perf_counter())
+
+    def interval(self, step: int, shape: BertShape) -> dict[str, Any]:
+        """What to log of the steps since the last call, the same on every rank.
+
+        Args:
+            step: steps completed.
+            shape: of the model that is trained at present.
+
+        Returns:
+            `tokens_per_s`, of training alone; `model_tflop_per_s`, what a plain BERT of `shape` needs for these
+            tokens, and `model_flop_utilisation`, its share of the measured peak of all ranks; `time_ms`, milliseconds
+            per step in each phase (mean over ranks), what is left as `other`, and their sum as `step`; `memory_gib`,
+            of the rank that holds most.
+        """
+        own = self.clock.take()
+        first, started = self._since
+        steps, self._since = max(step - first, 1), (step, time.perf_counter())
+        row = [*(own.get(phase, 0.0) for phase in self.PHASES), self._since[1] - started]
+        row += memory_in_use(self.world.device)
+        table = torch.zeros(self.world.size, len(row), dtype=torch.float64, device=self.world.device)
+        table[self.world.rank] = torch.tensor(row, dtype=torch.float64)
+        table = self.world.sum(table).cpu()
+
+        *per_phase, wall = table[:, :-2].mean(0).tolist()
+        host, gpu = (table[:, -2:].amax(0) / GIB).tolist()
+        phases = dict(zip(self.PHASES, per_phase, strict=True))
+        training = max(wall - sum(phases[name] for name in NOT_TRAINING), 1e-9)
+        windows = steps * self.global_batch
+        flops = self._flops(shape, windows) / training
+        phases |= {"other": max(wall - sum(phases.values()), 0.0), "step": wall}
+        return {
+            "tokens_per_s": windows * self.tokens / training,
+            "model_flop_utilisation": flops / self.peak,
+            "model_tflop_per_s": flops / 1e12,
+            "time_ms": {name: 1000 * value / steps for name, value in phases.items()},
+            "memory_gib": {"host": host, "gpu": gpu} if gpu else {"host": host},
+        }
+
+    def _flops(self, shape: BertShape, windows: int) -> int:
+        """Floating-point operations to train a plain BERT on so many windows, forward and backward.
+
+        3 x 2 x windows x (encoder + predicted (hidden^2 + hidden x vocabulary)), see `pipeline.cost`: matrix products
+        only, the MLM head on the predicted positions alone. Composing weights and compactors is no part of it, it is
+        overhead that lowers the utilisation (Chowdhery et al. 2022, PaLM, appendix B: what an ideal implementation
+        would not compute does not count).
+        """
+        return 2 * step_macs("teacher", shape, shape, Batch(windows, self.tokens, self.predicted))
+
+
+def trained_shape(module: PlainBert | CompactedBert) -> BertShape:
+    """The shape of what is trained at present: the teacher's until it is narrowed, then the student's."""
+    if isinstance(module, CompactedBert) and module.narrowed:
+        return module.target
+    return shape_of(module.config)
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype, budget: float = 0.2) -> float:
+    """The best rate of a square matrix product, in floating-point operations per second.
+
+    The size doubles until the next one would take longer than `budget` seconds.
+    """
+    generator = torch.Generator(device).manual_seed(0)  # not the one that initialises models
+    repeats, size, best, next_takes = 4, 128, 0.0, 0.0
+    while size <= 8192 and next_takes < budget:
+        matrix = torch.rand(size, size, generator=generator, device=device).to(dtype)
+        out = torch.empty_like(matrix)
+        marks = [_now(device)]
+        for _ in range(repeats):
+            torch.mm(matrix, matrix, out=out)
+            marks.append(_now(device))
+        fastest = min(after - before for before, after in itertools.pairwise(marks))
+        best, next_takes, size = max(best, 2 * size**3 / fastest), 8 * repeats * fastest, 2 * size
+    return best
+
+
+def _now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def memory_in_use(device: torch.device) -> tuple[int, int]:
+    """Bytes this process holds in main memory now, and the most it had allocated on its GPU since the last call."""
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    if device.type != "cuda":
+        return resident, 0
+    allocated = torch.cuda.max_memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    return resident, allocated
+
+
+@torch.no_grad()
+def compactor_norms(model: CompactedBert) -> dict[str, Tensor]:
+    """How far the compactors have moved from the identity, dimension by dimension. All ranks must call.
+
+    Returns:
+        `row_KIND` and `column_KIND` for the kinds of group residual, attention and ffn: the L2 norms of the columns
+        of every row delta and of the rows of every column delta that stand on dimensions of such groups, one after
+        another (dimensions,) fp32 on the CPU.
+    """
+    kinds = {id(gate): name.partition(".")[0] for name, gate in model.gates.items()}
+    norms: dict[str, list[Tensor]] = defaultdict(list)
+    for module in model.modules():
+        sides: list[tuple[str, nn.Parameter, int, Gate]] = []
+        if isinstance(module, CompactedLinear):
+            sides.append(("row", module.row_delta, 0, module.in_gate))
+            sides.append(("column", module.column_delta, 1, module.out_gate))
+        elif isinstance(module, CompactedEmbeddings):
+            sides.append(("column", module.column_delta, 1, module.gate))
+        with gathered([delta for _, delta, _, _ in sides]):
+            for side, delta, dim, gate in sides:
+                norm = torch.linalg.vector_norm(delta, dim=dim, dtype=torch.float32)
+                norms[f"{side}_{kinds[id(gate)]}"].append(norm)
+    return {name: torch.cat(parts).cpu() for name, parts in norms.items()}

@@ -1,0 +1,332 @@
+"""A training run on two real ranks that is killed at chosen moments and must end as the uninterrupted one did.
+
+1. A `Harness` trains once without interruption and measures how long start-up, a step and the narrowing take.
+2. `plan` draws moments (`Aim`): during start-up, after a step, while a checkpoint is written, right before, during and
+   right after narrowing; and whom the SIGKILL hits: one rank, or all with their launcher.
+3. `Harness.run` starts the same command again and again; each life is killed at its moment, the last one ends.
+4. `differences` compares what is left with the reference: the final checkpoint byte for byte, metrics without times,
+   and every selection.
+
+The moments are found from outside, by watching the run directory: nothing in the job knows that it is watched.
+"""
+
+import contextlib
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from bert import random_teacher
+from run_support import make_shards, vocabulary_of, write_deepspeed
+
+from faults.processes import TRAIN, Job, launch, wait_until
+from pipeline.engine.checkpoint import TENSOR_FILES, all_checkpoints, step_of, why_incomplete
+from pipeline.engine.run_directory import read_json_lines
+
+STEPS, CHECKPOINT_EVERY, NARROWED_AT = 24, 5, 12
+LAST_AIM = 17
+"""No moment lies later: the run must not end before it is killed."""
+CHECKPOINT_FILES = len(TENSOR_FILES) + 3
+UNTIMED = ("step", "tokens", "loss", "accuracy", "gradient_norm", "kept", "heldout_loss", "heldout_accuracy")
+"""What two records of one step must agree in."""
+
+CONFIGURATIONS = {
+    "ZeRO 1, fp32": {"zero_optimization": {"stage": 1}},
+    "ZeRO 3, fp32": {"zero_optimization": {"stage": 3}},
+    "ZeRO 0, fp32": {"zero_optimization": {"stage": 0}},
+    "ZeRO 2, fp32": {"zero_optimization": {"stage": 2}},
+    "ZeRO 2, bf16": {"zero_optimization": {"stage": 2}, "bf16": {"enabled": True}},
+}
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A moment to kill at.
+
+    Attributes:
+        kind: what is waited for, see `KINDS`.
+        step: the step it is waited for at.
+        part: in [0, 1), how far into what is hit: of the time of a start-up, a step or the narrowing, of the files of
+            a checkpoint.
+        victims: `rank 0`, `rank 1` or `all`.
+    """
+
+    kind: str
+    step: int
+    part: float
+    victims: str
+
+
+KINDS = ("checkpoint", "narrowing", "step", "checkpoint", "start-up", "before narrowing", "after narrowing", "step")
+"""In the order in which a plan deals them out."""
+_NARROWING = {"before narrowing": NARROWED_AT - 1, "narrowing": NARROWED_AT, "after narrowing": NARROWED_AT}
+
+
+def plan(kills: int, seed: int, per_run: int = 4) -> list[list[Aim]]:
+    """Draw `kills` moments, in runs of up to `per_run`, each run in the order of its steps."""
+    draw = random.Random(seed)
+    aims = []
+    for number in range(kills):
+        kind = KINDS[number % len(KINDS)]
+        step = _NARROWING.get(kind, draw.randint(1, LAST_AIM))
+        victims = draw.choice(["rank 0", "rank 1", "all", "all"])
+        aims.append(Aim(kind, step, draw.random(), victims))
+    return [sorted(aims[i : i + per_run], key=lambda aim: aim.step) for i in range(0, kills, per_run)]
+
+
+@dataclass
+class Durations:
+    """Seconds, as the uninterrupted run took them."""
+
+    startup: float
+    step: float
+    narrowing: float
+
+
+class Run:
+    """A run directory and the command that begins or continues it."""
+
+    def __init__(self, directory: Path, inputs: dict[str, Path], launcher: str = "torchrun") -> None:
+        self.directory, self.launcher = directory, launcher
+        self.arguments = ("--config", inputs["recipe"], "--deepspeed_config", inputs["deepspeed"])
+        self.lives = 0
+
+    def start(self) -> "Life":
+        self.lives += 1
+        return Life(self)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    def half_written(self) -> dict[str, Path]:
+        """Temporary directories of checkpoints, by name."""
+        return {path.name: path for path in self.checkpoints.glob(".step_*.tmp")}
+
+
+class Life(Job):
+    """One start of a run, watched from outside."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._metrics = run.directory / "metrics.jsonl"
+        # A resumed run replaces the file when it cuts it back; until then it tells of the life before.
+        self._old_metrics, self._old_temporaries = _inode(self._metrics), set(run.half_written())
+        command = launch(run.launcher, TRAIN, *run.arguments, "--output", run.directory)
+        super().__init__(command, run.directory.with_name(f"{run.directory.name}_life_{run.lives}.log"))
+
+    def logged(self) -> int:
+        """The last step this life has logged; 0 before."""
+        if _inode(self._metrics) == self._old_metrics:
+            return 0
+        lines = read_json_lines(self._metrics)
+        return int(lines[-1]["step"]) if lines else 0
+
+    def files_written(self, step: int) -> int:
+        """Files there are of the checkpoint that is being written; -1 if none of `step` or later is."""
+        for name, path in self.run.half_written().items():
+            if name not in self._old_temporaries and int(name.split(".")[1].removeprefix("step_")) >= step:
+                with contextlib.suppress(FileNotFoundError):  # it was whole, and got its name, just now
+                    return len(list(path.iterdir()))
+        return -1
+
+    def narrowed(self) -> bool:
+        return "narrowed to" in self.text()
+
+    def resumed_from(self) -> int | None:
+        """The step this life says it goes on from; None if it began anew."""
+        said = self.text().partition("resumed from ")[2].splitlines()
+        return step_of(Path(said[0])) if said else None
+
+    def reached(self, aim: Aim) -> bool:
+        """Whether what `aim` waits for has come (or has gone by, on a slow machine)."""
+        if aim.kind == "start-up":
+            return len(self.ranks()) == 2
+        if aim.kind == "checkpoint":
+            files = int(aim.part * CHECKPOINT_FILES)
+            return self.files_written(aim.step) >= files or self.logged() > aim.step + CHECKPOINT_EVERY
+        if aim.kind == "after narrowing":
+            return self.narrowed() or self.logged() > aim.step
+        return self.logged() >= aim.step
+
+    def kill_at(self, aim: Aim, durations: Durations) -> dict[str, Any]:
+        """Wait for the moment, kill, wait until nothing is left; what was found.
+
+        AssertionError if the run ended before, or something is left after five minutes.
+        """
+        while not self.reached(aim):
+            assert self.running(), f"the job ended by itself:\n{self.text()[-4000:]}"
+            # Looking takes time that the job needs: closely only when the moment is near.
+            near = aim.kind != "start-up" and self.logged() >= aim.step - CHECKPOINT_EVERY
+            time.sleep(0.001 if near else 0.05)
+        length = {"start-up": durations.startup, "checkpoint": 0.0, "narrowing": durations.narrowing}
+        time.sleep(aim.part * length.get(aim.kind, durations.step))
+        self.family()
+        assert self.running(), "the run ended before it was killed"
+        killed = time.monotonic()
+        self.kill(aim.victims)
+        self.wait()
+        return {
+            "aim": aim.kind,
+            "killed": aim.victims,
+            "hit": self.what_was_hit(),
+            "nothing_left_after_s": round(time.monotonic() - killed, 1),
+        }
+
+    def what_was_hit(self) -> str:
+        """Where the job was when it died, as its directory tells."""
+        for name, path in self.run.half_written().items():
+            if name not in self._old_temporaries:
+                return f"{name.split('.')[1]} with {len(list(path.iterdir()))} of {CHECKPOINT_FILES} files written"
+        if not self.logged():
+            return "start-up"
+        if self.logged() == NARROWED_AT and not self.narrowed():
+            return "narrowing"
+        return f"after step {self.logged()}"
+
+
+class Harness:
+    """Inputs, and one uninterrupted run per configuration, in `directory`."""
+
+    def __init__(self, directory: Path, launcher: str = "torchrun") -> None:
+        self.directory, self.launcher = directory, launcher
+        shards = make_shards(directory / "shards", words=8000)
+        # Large enough that writing a checkpoint takes a while: 0.3 M parameters and twice as many moments.
+        random_teacher(2, 96, 4, vocab=vocabulary_of(shards)).save_pretrained(directory / "teacher")
+        self.recipe = directory / "recipe.yaml"
+        self.recipe.write_text(yaml.safe_dump(recipe_values(shards, directory / "teacher")))
+        self.references: dict[str, tuple[Path, Durations]] = {}
+
+    def inputs(self, configuration: str) -> dict[str, Path]:
+        path = self.directory / f"{configuration.replace(', ', '_').replace(' ', '').lower()}.json"
+        write_deepspeed(path, gradient_clipping=1.0, **CONFIGURATIONS[configuration])
+        return {"recipe": self.recipe, "deepspeed": path}
+
+    def reference(self, configuration: str) -> tuple[Path, Durations]:
+        """The uninterrupted run of a configuration and what took how long in it."""
+        if configuration not in self.references:
+            inputs = self.inputs(configuration)
+            run = Run(self.directory / f"{inputs['deepspeed'].stem}_uninterrupted", inputs, self.launcher)
+            self.references[configuration] = run.directory, measure(run.start())
+        return self.references[configuration]
+
+    def run(self, number: int, configuration: str, aims: list[Aim]) -> dict[str, Any]:
+        """One run that is killed at every aim and then left to end: its kills, and how it differs at the end."""
+        reference, durations = self.reference(configuration)
+        run = Run(self.directory / f"run_{number}", self.inputs(configuration), self.launcher)
+        kills: list[dict[str, Any]] = []
+        life = None
+        try:
+            for aim in aims:
+                life = run.start()
+                found = life.kill_at(aim, durations)
+                _note_resume(kills, life)
+                kills.append(found)
+            life = run.start()
+            assert life.wait(300) == 0, life.text()[-4000:]
+            _note_resume(kills, life)
+        finally:
+            if life:
+                life.end()
+        different = differences(run.directory, reference)
+        return {
+            "configuration": configuration,
+            "seconds_uninterrupted": {name: round(value, 3) for name, value in asdict(durations).items()},
+            "kills": kills,
+            "equal": not different,
+            "differences": different,
+        }
+
+
+def _note_resume(kills: list[dict[str, Any]], life: Life) -> None:
+    """Write down where the life after a kill went on; one that was itself killed while it started says nothing."""
+    if kills:
+        kills[-1]["resumed_from_step"] = life.resumed_from() or 0
+        if not life.logged() and not life.resumed_from():
+            kills[-1]["resumed_from_step"] = "the next kill came before it had"
+
+
+def measure(life: Life) -> Durations:
+    """Watch an uninterrupted run to its end."""
+    moments: dict[str, float] = {}
+    try:
+        wait_until(lambda: len(life.ranks()) == 2, "two ranks")
+        moments["ranks"] = time.monotonic()
+        while life.running():
+            for name, happened in _milestones(life):
+                if happened and name not in moments:
+                    moments[name] = time.monotonic()
+            time.sleep(0.001 if life.logged() else 0.05)
+        assert life.wait() == 0, life.text()[-4000:]
+    finally:
+        life.end()
+    return Durations(
+        startup=moments["first step"] - moments["ranks"],
+        step=(moments["later step"] - moments["first step"]) / (CHECKPOINT_EVERY - 2),
+        narrowing=moments["narrowed"] - moments["gates closed"],
+    )
+
+
+def _milestones(life: Life) -> Iterator[tuple[str, bool]]:
+    logged = life.logged()
+    yield "first step", logged >= 1
+    yield "later step", logged >= CHECKPOINT_EVERY - 1
+    yield "gates closed", logged >= NARROWED_AT
+    yield "narrowed", logged >= NARROWED_AT and life.narrowed()
+
+
+def differences(run: Path, reference: Path) -> list[str]:
+    """In what the end of a run differs from that of another; nothing if they are equal bit for bit."""
+    found = []
+    last = all_checkpoints(reference / "checkpoints")[-1].name
+    fault = why_incomplete(run / "checkpoints" / last)
+    if fault:
+        return [fault]
+    for path in sorted((reference / "checkpoints" / last).iterdir()):
+        if path.read_bytes() != (run / "checkpoints" / last / path.name).read_bytes():
+            found.append(f"{last}/{path.name}")
+    if (run / "checkpoints" / "latest").read_text().strip() != last:
+        found.append("checkpoints/latest")
+    if list((run / "checkpoints").glob(".*.tmp")):
+        found.append("checkpoints holds what was half written")
+    if _untimed(run) != _untimed(reference):
+        found.append("metrics.jsonl")
+    if (run / "selection.jsonl").read_bytes() != (reference / "selection.jsonl").read_bytes():
+        found.append("selection.jsonl")
+    return found
+
+
+def _untimed(run: Path) -> list[dict[str, Any]]:
+    return [{key: line.get(key) for key in UNTIMED} for line in read_json_lines(run / "metrics.jsonl")]
+
+
+def _inode(path: Path) -> int | None:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def recipe_values(shards: Path, teacher: Path) -> dict[str, Any]:
+    """24 steps with dropout: three selections, gates closed and the model narrowed before step 12, a checkpoint every
+    5 steps, held-out loss every 7."""
+    return {
+        "method": "wid",
+        "teacher": {"path": str(teacher)},
+        "data": {"shards": str(shards), "seq_len": 16, "heldout_windows": 10},
+        "target": {"hidden": 48, "head_size": 12, "intermediate": 100},
+        "compaction": {"start_step": 3, "interval_steps": 3, "increments": 3, "decay_steps": 3},
+        "train": {
+            "steps": STEPS,
+            "global_batch": 8,
+            "lr": 1e-3,
+            "compactor_lr": 2e-3,
+            "dropout": 0.1,
+            "checkpoint_every": CHECKPOINT_EVERY,
+            "evaluate_every": 7,
+            "log_every": 1,
+        },
+    }
