@@ -14,7 +14,6 @@ on its own cores; a start without it then has only the rest to do.
 """
 
 import argparse
-import dataclasses
 import json
 import statistics
 import sys
@@ -212,8 +211,8 @@ def main() -> int:
 
     variants = [variant for variant in VARIANTS if variant.name in only]
     for variant in variants:
-        settings = dataclasses.asdict(variant)
-        report(settings.pop("name"), **settings, **comparison.compare(variant))
+        how = {"recipe": variant.recipe, "options": variant.options, "rates": variant.rates}
+        report(variant.name, **how, **comparison.compare(variant))
     if arguments.glue:
         report("teacher", glue=comparison.fine_tune(comparison.teacher, "teacher"))
         for variant in (variant for variant in variants if variant.glue):
