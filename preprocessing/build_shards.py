@@ -78,16 +78,16 @@ def build_shards(args: argparse.Namespace, ranks: Ranks) -> None:
 
     build, tasks = plan.build, plan.tasks
     cores = len(os.sched_getaffinity(0)) if ranks.size == 1 else 1
-    workforce = Workforce(ranks, args.workers or cores, build.claims)
-    done = len(tasks) - len(plan.unclean)
-    with Progress("reading", len(tasks), done, lambda: build.news("clean"), ranks):
-        workforce.run("clean", plan.unclean, Cleaner(build.output, plan.cleaning))
-    if plan.unclean or not plan.duplicates_known:
-        ranks.share(lambda: find_duplicates(build.output, len(tasks)))
-    left = [task for task in tasks if task.index not in plan.results]
-    runner = TaskRunner(build.output, plan.tokenizer, args.shard_tokens)
-    with Progress("tokenizing", len(tasks), len(plan.results), lambda: build.news("task"), ranks):
-        results = plan.results | workforce.run("task", left, runner)
+    with Workforce(ranks, min(args.workers or cores, len(tasks)), build.claims) as workforce:
+        done = len(tasks) - len(plan.unclean)
+        with Progress("reading", len(tasks), done, lambda: build.news("clean"), ranks):
+            workforce.run("clean", plan.unclean, Cleaner(build.output, plan.cleaning))
+        if plan.unclean or not plan.duplicates_known:
+            ranks.share(lambda: find_duplicates(build.output, len(tasks)))
+        left = [task for task in tasks if task.index not in plan.results]
+        runner = TaskRunner(build.output, plan.tokenizer, args.shard_tokens)
+        with Progress("tokenizing", len(tasks), len(plan.results), lambda: build.news("task"), ranks):
+            results = plan.results | workforce.run("task", left, runner)
     if ranks.rank == 0:
         print_summary(args.output, build.finish(results[task.index] for task in tasks))
 

@@ -8,7 +8,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from types import TracebackType
+from typing import Generic, Self, TypeVar
 
 from pipeline.errors import UserError
 from pipeline.files import writing
@@ -18,14 +19,34 @@ from preprocessing.ranks import Ranks
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
 class Workforce:
-    """All processes of the build: `workers` on each of the ranks. Each rank needs all the tasks."""
+    """All processes of the build: `workers` on each of the ranks. Each rank needs all the tasks.
 
-    ranks: Ranks
-    workers: int
-    claims: Path
-    """Directory, the same for all ranks and empty at the start, for the names of tasks that were begun."""
+    A context: the processes of this rank start with the first tasks and end with the block.
+
+    Args:
+        claims: directory, the same for all ranks and empty at the start, for the names of tasks that were begun.
+    """
+
+    def __init__(self, ranks: Ranks, workers: int, claims: Path) -> None:
+        self._ranks, self._claims = ranks, claims
+        # One process per core, each with one tokenizing thread: with several threads feeding one Python process, the
+        # copy of the ids out of Rust holds all of them up.
+        os.environ["RAYON_NUM_THREADS"] = "1"
+        # Not fork: the parent may hold locks of the libraries' threads.
+        context = multiprocessing.get_context("spawn")
+        self._pool = (
+            ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) if workers > 1 else None
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
 
     def run(self, name: str, tasks: list[Task], run: Callable[[Task], Result]) -> dict[int, Result]:
         """Run each task once, somewhere, and return the results by task index, on every rank, when all are done.
@@ -33,14 +54,27 @@ class Workforce:
         `name` tells one call from another. The first error ends the build.
         """
         take: Callable[[Task], Result | None] = run
-        if self.ranks.size > 1:
-            take = _Claiming(run, self.claims, name)
+        if self._ranks.size > 1:
+            take = _Claiming(run, self._claims, name)
             # Each rank begins at another place, so that they meet late.
-            first = len(tasks) * self.ranks.rank // self.ranks.size
+            first = len(tasks) * self._ranks.rank // self._ranks.size
             tasks = tasks[first:] + tasks[:first]
-        own = {task.index: result for task, result in _run(tasks, take, min(self.workers, len(tasks)))}
-        everyone = self.ranks.gather({index: result for index, result in own.items() if result is not None})
+        own = {task.index: result for task, result in self._own_share(tasks, take)}
+        everyone = self._ranks.gather({index: result for index, result in own.items() if result is not None})
         return {index: result for results in everyone for index, result in results.items()}
+
+    def _own_share(self, tasks: list[Task], run: Callable[[Task], Result]) -> Iterator[tuple[Task, Result]]:
+        """Yield each task with its result as it finishes, in any order."""
+        if self._pool is None:
+            yield from ((task, run(task)) for task in tasks)
+            return
+        futures = {self._pool.submit(run, task): task for task in tasks}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            hint = "out of memory? The same command continues where it stopped"
+            raise UserError(f"a worker process was killed ({hint})") from error
 
 
 @dataclass(frozen=True)
@@ -60,28 +94,6 @@ class _Claiming(Generic[Result]):
             except FileExistsError:
                 return None
         return self.run(task)
-
-
-def _run(tasks: list[Task], run: Callable[[Task], Result], workers: int) -> Iterator[tuple[Task, Result]]:
-    """Yield each task with its result as it finishes, in any order."""
-    # One process per core, each with one tokenizing thread: with several threads feeding one Python process, the
-    # copy of the ids out of Rust holds all of them up.
-    os.environ["RAYON_NUM_THREADS"] = "1"
-    if workers <= 1:
-        yield from ((task, run(task)) for task in tasks)
-        return
-    # Not fork: the parent may hold locks of the libraries' threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_die_with_parent) as pool:
-        futures = {pool.submit(run, task): task for task in tasks}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            hint = "out of memory? The same command continues where it stopped"
-            raise UserError(f"a worker process was killed ({hint})") from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _die_with_parent() -> None:
