@@ -4,13 +4,13 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import psutil
 import pytest
+from faults.processes import alive, wait_until
 from shard_support import REPOSITORY, contents, run_script, sentences, write_vocabulary
 
 from pipeline.data.manifest import quick_check
@@ -88,9 +88,8 @@ def test_a_killed_rank_ends_the_others_and_another_number_of_ranks_goes_on(corpu
     process = subprocess.Popen(
         [*under_mpi(2), *SCRIPT, *corpus, "--output", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    wait_for(lambda: len(list(out.glob(".build/task_*.json"))) >= 3)
-    rank = children_of(process.pid)[-1]
-    os.kill(rank, signal.SIGKILL)
+    wait_until(lambda: len(list(out.glob(".build/task_*.json"))) >= 3, "three tasks")
+    family_of(process)[-1].kill()
     assert process.wait(timeout=60) != 0
     done = set(out.glob(".build/task_*.json"))
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("*.idx")}
@@ -142,7 +141,7 @@ def test_without_a_terminal_progress_is_a_line_a_minute_and_one_at_the_end(capsy
     monkeypatch.setattr("preprocessing.progress._LINE_SECONDS", 0.2)
     news = [[Work(100, 2_000_000)], [], [Work(50, 1_000_000), Work(50, 1_000_000)]]
     with Progress("reading", 4, 1, lambda: news.pop(0) if news else [], Ranks()):
-        wait_for(lambda: len(news) < 2)
+        wait_until(lambda: len(news) < 2, "a line on the way")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("reading: 2/4 tasks, 100 documents (") and re.search(r"0:00:0\d left$", lines[0])
     assert re.match(r"reading: 4/4 tasks, 200 documents \([\d,]+/s\), 4\.0 MB \(\d+\.\d\d MB/s\)$", lines[-1])
@@ -197,17 +196,21 @@ def test_a_run_killed_at_ten_random_moments_gives_the_same_bytes(corpus, tmp_pat
         try:
             process.wait(draw.uniform(0.3, 1.1) * duration)
         except subprocess.TimeoutExpired:
-            family = [process.pid, *children_of(process.pid)]
-            os.kill(draw.choice(family), signal.SIGKILL)
+            family = family_of(process)
+            draw.choice(family).kill()
             kills += 1
             # Whoever was hit, the others must end by themselves.
             process.wait(60)
-            wait_for(
-                lambda family=family: not any(Path(f"/proc/{pid}/cmdline").is_file() and alive(pid) for pid in family)
-            )
+            wait_until(lambda family=family: not any(map(alive, family)), "the other processes to end")
     done = subprocess.run([*start, *SCRIPT, *corpus, *options, "--output", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert contents(out) == contents(tmp_path / "whole")
+
+
+def family_of(process: subprocess.Popen) -> list[psutil.Process]:
+    """It and all its descendants."""
+    own = psutil.Process(process.pid)
+    return [own, *own.children(recursive=True)]
 
 
 def read_terminal(terminal: int) -> bytes:
@@ -215,25 +218,3 @@ def read_terminal(terminal: int) -> bytes:
         return os.read(terminal, 4096)
     except OSError:  # the other side is closed
         return b""
-
-
-def wait_for(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
-def alive(process: int) -> bool:
-    try:
-        return " Z" not in Path(f"/proc/{process}/stat").read_text().rpartition(")")[2][:3]
-    except FileNotFoundError:
-        return False
-
-
-def children_of(process: int) -> list[int]:
-    """All descendants."""
-    found = []
-    for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
-        found += [int(child), *children_of(int(child))]
-    return found
