@@ -3,12 +3,13 @@
     python benchmarks/preprocess.py --text SPEC... --dump SPEC... --tokenizer DIR --json FILE
 
 1. 30 MB and 240 MB of text, as plain files of a document a line.
-2. The ceiling: `encode_batch_fast` of the tokenizers library on the 30 MB, in memory, on one core.
-3. `build_shards.py` on both files with one worker, pinned to one core, and on the larger with two on two: megabytes
-   of text a second from its start to its end, and the largest memory of a process. Then the ceiling again.
-4. The dump: mwparserfromhell's tokenizer alone on the articles' wikitext, its whole parser, and our reader, which
+2. Three rounds of: the ceiling, which is `encode_batch_fast` of the tokenizers library on the 240 MB, in memory, on
+   one core; `build_shards.py` on both files with one worker, pinned to one core, and on the larger with two on two:
+   megabytes of text a second from its start to its end, and the largest memory of a process.
+3. The dump: mwparserfromhell's tokenizer alone on the articles' wikitext, its whole parser, and our reader, which
    unpacks the dump, reads its XML, tokenizes wikitext and makes plain text of it.
-5. Table, and FILE with machine, versions and commit. Nothing else should run on the machine meanwhile.
+4. Table with the medians of the rounds, also of the ratios within each, and FILE with machine, versions and commit.
+   Nothing else should run on the machine meanwhile.
 """
 
 import argparse
@@ -40,8 +41,11 @@ from preprocessing.tokenizers_io import load_fast
 ROOT = Path(__file__).resolve().parent.parent
 SMALL, LARGE = 30, 240
 """Megabytes of text."""
+CEILING = "encode_batch_fast alone"
+ONE_WORKER = f"{LARGE} MB, 1 worker"
+BUILDS = {f"{SMALL} MB, 1 worker": (SMALL, 1), ONE_WORKER: (LARGE, 1), f"{LARGE} MB, 2 workers": (LARGE, 2)}
 BATCH = 1000
-REPETITIONS = 3
+ROUNDS = 3
 CORES = sorted(os.sched_getaffinity(0))
 
 
@@ -73,53 +77,69 @@ def write_text(specs: list[str], folder: Path) -> dict[int, Path]:
 
 
 def rate_alone(work: Callable[[], object], size: int) -> float:
-    """Megabytes a second of `work` on `size` bytes on one core, the best of the repetitions: nothing else's noise."""
-    best = float("inf")
-    for _ in range(REPETITIONS):
-        began = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - began)
-    return size / 1e6 / best
+    """Megabytes a second of `work` on `size` bytes on one core, the best of the rounds: nothing else's noise."""
+    return max(rate_once(work, size) for _ in range(ROUNDS))
+
+
+def rate_once(work: Callable[[], object], size: int) -> float:
+    began = time.perf_counter()
+    work()
+    return size / 1e6 / (time.perf_counter() - began)
 
 
 def tokenizer_ceiling(tokenizer: Path, text: Path) -> float:
     """What the library alone does with the text in memory."""
     fast = load_fast(tokenizer)
-    lines = text.read_text(encoding="utf-8").splitlines()
+    lines = text.read_text(encoding="utf-8").split("\n")
     batches = [lines[start : start + BATCH] for start in range(0, len(lines), BATCH)]
 
     def encode() -> None:
         for batch in batches:
             fast.encode_batch_fast(batch, add_special_tokens=False)
 
-    return rate_alone(encode, text.stat().st_size)
+    return rate_once(encode, text.stat().st_size)
 
 
-def build(spec: str, size: int, tokenizer: Path, workers: int) -> dict[str, float]:
-    """Rate and memory of whole builds on as many cores as workers: medians of the repetitions."""
-    rates, peaks = [], []
-    for _ in range(REPETITIONS):
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, str(ROOT / "preprocessing" / "build_shards.py"), "--input", spec]
-            command += ["--tokenizer", str(tokenizer), "--output", f"{folder}/shards", "--workers", str(workers)]
-            began = time.perf_counter()
-            process = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                text=True,
-                preexec_fn=lambda: os.sched_setaffinity(0, set(CORES[:workers])),
-            )
-            assert process.stdout is not None
-            said = process.stdout.read()
-            # Largest resident memory of this process and of any of its children, in KiB.
-            _, status, usage = os.wait4(process.pid, 0)
-            seconds = time.perf_counter() - began
-            process.returncode = os.waitstatus_to_exitcode(status)
-            if process.returncode:
-                raise DataError(f"build_shards.py ended with code {process.returncode}: {said}")
-        rates.append(size / 1e6 / seconds)
-        peaks.append(usage.ru_maxrss * 1024 / 1e6)
-    return {"mb_per_s": statistics.median(rates), "peak_mb": statistics.median(peaks), "runs": rates}
+def build(text: Path, tokenizer: Path, workers: int) -> dict[str, float]:
+    """Rate and memory of a whole build on as many cores as workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "preprocessing" / "build_shards.py"), "--input", f"lines:{text}"]
+        command += ["--tokenizer", str(tokenizer), "--output", f"{folder}/shards", "--workers", str(workers)]
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: os.sched_setaffinity(0, set(CORES[:workers])),
+        )
+        assert process.stdout is not None
+        said = process.stdout.read()
+        # Largest resident memory of this process and of any of its children, in KiB.
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise DataError(f"build_shards.py ended with code {process.returncode}: {said}")
+    return {"mb_per_s": text.stat().st_size / 1e6 / seconds, "peak_mb": usage.ru_maxrss * 1024 / 1e6}
+
+
+def run_round(files: dict[int, Path], tokenizer: Path) -> dict[str, dict[str, float]]:
+    """Everything once, one after the other, so that what slows the machine down for minutes slows all of it."""
+    measured = {CEILING: {"mb_per_s": tokenizer_ceiling(tokenizer, files[LARGE])}}
+    for name, (size, workers) in BUILDS.items():
+        measured[name] = build(files[size], tokenizer, workers)
+    ceiling, one = measured[CEILING]["mb_per_s"], measured[ONE_WORKER]["mb_per_s"]
+    for row in measured.values():
+        row |= {"of_ceiling": row["mb_per_s"] / ceiling, "of_one_worker": row["mb_per_s"] / one}
+    return measured
+
+
+def medians(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of every figure over the rounds; ratios are those within a round."""
+    return {
+        name: {key: statistics.median(measured[name][key] for measured in rounds) for key in rounds[0][name]}
+        for name in rounds[0]
+    }
 
 
 def wikitexts(spec: str) -> Iterator[str]:
@@ -163,24 +183,17 @@ def main() -> int:
 
         save_tokenizer(arguments.tokenizer, saved, cased=False)
         os.sched_setaffinity(0, {CORES[0]})
-        before = tokenizer_ceiling(saved, files[SMALL])
-        builds = {
-            f"{size} MB, {workers} worker{'s' * (workers > 1)}": build(
-                f"lines:{files[size]}", files[size].stat().st_size, saved, workers
-            )
-            for size, workers in ((SMALL, 1), (LARGE, 1), (LARGE, 2))
-        }
-        after = tokenizer_ceiling(saved, files[SMALL])
-        ceiling = max(before, after)
-        results |= {"ceiling_mb_per_s": ceiling, "ceiling_runs": [before, after], "builds": builds}
+        rounds = [run_round(files, saved) for _ in range(ROUNDS)]
+        results |= {"rounds": rounds, "medians": medians(rounds)}
         results["dumps"] = {Path(spec).name: measure_dump(spec) for spec in arguments.dump}
         os.sched_setaffinity(0, everywhere)
-    one = builds[f"{LARGE} MB, 1 worker"]["mb_per_s"]
-    rows = [["encode_batch_fast alone", f"{ceiling:.2f}", "1.00", "", ""]]
-    for name, row in builds.items():
-        cells = [f"{row['mb_per_s']:.2f}", f"{row['mb_per_s'] / ceiling:.2f}", f"{row['mb_per_s'] / one:.2f}"]
-        rows.append([name, *cells, f"{row['peak_mb']:.0f}"])
-    print(markdown(["", "MB/s", "of the ceiling", "of one worker", "peak MB of a process"], rows))
+    rows = []
+    for name, row in results["medians"].items():
+        spread = [measured[name]["mb_per_s"] for measured in rounds]
+        cells = [f"{row['mb_per_s']:.2f}", f"{min(spread):.2f} to {max(spread):.2f}"]
+        cells += [f"{row['of_ceiling']:.2f}", f"{row['of_one_worker']:.2f}"]
+        rows.append([name, *cells, f"{row['peak_mb']:.0f}" if "peak_mb" in row else ""])
+    print(markdown(["", "MB/s", "least and most", "of the ceiling", "of one worker", "peak MB of a process"], rows))
     for name, dump in results["dumps"].items():
         size = f"{dump['articles']:,} articles, {dump['wikitext_mb']:.1f} MB of wikitext"
         alone = f"tokenizer {dump['tokenizer_alone_mb_per_s']:.2f}, parser {dump['parser_alone_mb_per_s']:.2f}"
