@@ -46,6 +46,14 @@ ONE_WORKER = f"{LARGE} MB, 1 worker"
 BUILDS = {f"{SMALL} MB, 1 worker": (SMALL, 1), ONE_WORKER: (LARGE, 1), f"{LARGE} MB, 2 workers": (LARGE, 2)}
 BATCH = 1000
 ROUNDS = 3
+MEASURE_PEAK = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+open(sys.argv[1], "w").write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
+"""Runs a command and writes the largest resident memory of any of its processes, in KiB. In a process of its own: a
+process begins with the resident memory of the one that started it as its largest so far."""
 CORES = sorted(os.sched_getaffinity(0))
 
 
@@ -103,24 +111,18 @@ def tokenizer_ceiling(tokenizer: Path, text: Path) -> float:
 def build(text: Path, tokenizer: Path, workers: int) -> dict[str, float]:
     """Rate and memory of a whole build on as many cores as workers."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "preprocessing" / "build_shards.py"), "--input", f"lines:{text}"]
+        peak = Path(folder) / "peak"
+        command = [sys.executable, "-c", MEASURE_PEAK, str(peak)]
+        command += [sys.executable, str(ROOT / "preprocessing" / "build_shards.py"), "--input", f"lines:{text}"]
         command += ["--tokenizer", str(tokenizer), "--output", f"{folder}/shards", "--workers", str(workers)]
+        os.sched_setaffinity(0, set(CORES[:workers]))
         began = time.perf_counter()
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            text=True,
-            preexec_fn=lambda: os.sched_setaffinity(0, set(CORES[:workers])),
-        )
-        assert process.stdout is not None
-        said = process.stdout.read()
-        # Largest resident memory of this process and of any of its children, in KiB.
-        _, status, usage = os.wait4(process.pid, 0)
+        process = subprocess.run(command, capture_output=True, text=True)
         seconds = time.perf_counter() - began
-        process.returncode = os.waitstatus_to_exitcode(status)
+        os.sched_setaffinity(0, {CORES[0]})
         if process.returncode:
-            raise DataError(f"build_shards.py ended with code {process.returncode}: {said}")
-    return {"mb_per_s": text.stat().st_size / 1e6 / seconds, "peak_mb": usage.ru_maxrss * 1024 / 1e6}
+            raise DataError(f"build_shards.py ended with code {process.returncode}: {process.stderr}")
+        return {"mb_per_s": text.stat().st_size / 1e6 / seconds, "peak_mb": int(peak.read_text()) * 1024 / 1e6}
 
 
 def run_round(files: dict[int, Path], tokenizer: Path) -> dict[str, dict[str, float]]:
