@@ -29,7 +29,7 @@ from pipeline.compaction.selection import choose, random_scores
 from pipeline.compaction.shapes import BertShape
 from pipeline.cost import Batch, Variant
 from pipeline.data.masking import Vocabulary, mask_windows
-from pipeline.engine.optimizer import BETAS, EPSILON, parameter_groups
+from pipeline.engine.optimizer import build_optimizer, parameter_groups
 from pipeline.errors import UserError
 from pipeline.models import BERT_BASE_HIDDEN, BERT_BASE_RANGE, PlainBert
 
@@ -159,7 +159,9 @@ class Optimizer:
         for group in groups:
             group["params"] = [p if p.dtype == torch.float32 else p.detach().float() for p in group["params"]]
         self.masters = [p for group in groups for p in group["params"]]
-        self.adamw = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPSILON, fused=True)
+        self.adamw = build_optimizer(groups)
+        for group in self.adamw.param_groups:
+            group["lr"] = LEARNING_RATE
 
     @torch.no_grad()
     def step(self) -> None:

@@ -2,7 +2,7 @@
 
     python pipeline/fold.py --run RUN_DIR --output STUDENT_DIR
 
-1. Read the newest complete checkpoint: fp32 masters, whatever the run's precision and ZeRO stage.
+1. Read the newest complete checkpoint, or that of --step: fp32 masters, whatever the run's precision and ZeRO stage.
 2. Fold in float64.
 3. Measure the difference in logits on windows of the run's held-out text; refuse a student that is not the model.
 4. Write what `save_pretrained` writes, the tokenizer, a model card and `fold.json`.
@@ -22,7 +22,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
-from pipeline.launch import add_launcher_arguments, only_rank_zero
+from pipeline.launch import add_launcher_arguments, only_rank_zero, positive_int
 
 FORMAT = "wid-fold-1"
 WINDOWS_COMPARED = 16
@@ -32,6 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fold a finished run into a student that any tool loads.")
     parser.add_argument("--run", type=Path, required=True, help="run directory of pipeline/train.py")
     parser.add_argument("--output", type=Path, required=True, help="directory of the student; must not exist yet")
+    parser.add_argument("--step", type=positive_int, help="fold the checkpoint of this step, not the newest")
     parser.add_argument("--shards", type=Path, help="shard directory, if the run's own has moved")
     add_launcher_arguments(parser)
     return parser.parse_args()
@@ -43,12 +44,12 @@ def main() -> int:
         return EXIT_DONE
     if arguments.output.exists() and (not arguments.output.is_dir() or any(arguments.output.iterdir())):
         raise UserError(f"{arguments.output} exists and is not an empty directory: choose another --output")
-    fold_run(arguments.run, arguments.output, arguments.shards)
+    fold_run(arguments.run, arguments.output, arguments.shards, arguments.step)
     return EXIT_DONE
 
 
-def fold_run(run: Path, output: Path, shards: Path | None = None) -> None:
-    """Fold the newest checkpoint of `run` into the directory `output`.
+def fold_run(run: Path, output: Path, shards: Path | None = None, step: int | None = None) -> None:
+    """Fold the newest checkpoint of `run`, or that of `step`, into the directory `output`.
 
     Raises:
         UserError: no usable checkpoint, an unfinished schedule, or logits that differ by more than the limits.
@@ -65,7 +66,7 @@ def fold_run(run: Path, output: Path, shards: Path | None = None) -> None:
     from pipeline.engine.restore import restore_model
     from pipeline.models import rebuild_model
 
-    path, faults = require_checkpoint(run)
+    path, faults = require_checkpoint(run, step)
     for fault in faults:
         print(f"note: {fault}; folding {path.name}")
     recipe = load_recipe(run / "config.yaml", _data_overrides(shards) if shards else [])

@@ -300,6 +300,9 @@ def test_the_warmed_up_run_folds(warmed, tmp_path):
     from pipeline.fold import fold_run
 
     fold_run(warmed, tmp_path / "student")
+    fold_run(warmed, tmp_path / "earlier", step=7)
+    steps = [json.loads((tmp_path / name / "fold.json").read_text())["step"] for name in ("student", "earlier")]
+    assert steps == [8, 7]
     report = json.loads((tmp_path / "student" / "fold.json").read_text())
     assert report["max_logit_diff_fp64"] <= 1e-10 and report["target"]["hidden"] == 15
     losses = [json.loads(line)["loss"] for line in (warmed / "metrics.jsonl").read_text().splitlines()]

@@ -311,8 +311,10 @@ def test_fold_refuses_what_is_no_run_and_names_what_is_broken(unfinished, tmp_pa
     refused(
         monkeypatch, fold.main, [*arguments, "--shards", tmp_path / "0: {x"], EXIT_USAGE, "no finished shard directory"
     )
+    refused(monkeypatch, fold.main, [*arguments, "--step", 7], EXIT_USAGE, "has no checkpoint of step 7; there are: 1")
     flip_bit(unfinished / "checkpoints" / "step_1" / "exp_avg.safetensors", 9999)
     refused(monkeypatch, fold.main, arguments, EXIT_USAGE, "no usable checkpoint", "exp_avg.safetensors")
+    refused(monkeypatch, fold.main, [*arguments, "--step", 1], EXIT_USAGE, "exp_avg.safetensors")
     shutil.rmtree(unfinished / "checkpoints")
     refused(monkeypatch, fold.main, arguments, EXIT_USAGE, "no usable checkpoint; train on")
     assert not (tmp_path / "student").exists()

@@ -164,15 +164,28 @@ def read_checkpoint(path: Path) -> Checkpoint:
     )
 
 
-def require_checkpoint(run_directory: Path) -> tuple[Path, list[str]]:
+def require_checkpoint(run_directory: Path, step: int | None = None) -> tuple[Path, list[str]]:
     """The newest complete checkpoint of a run that must have one, and a sentence for each broken newer one.
+
+    Args:
+        step: this one instead of the newest.
 
     Raises:
         UserError: the directory is no run, or has no usable checkpoint.
     """
     if not (run_directory / "config.yaml").is_file():
         raise UserError(f"{run_directory} is no run directory of pipeline/train.py (it has no config.yaml)")
-    path, faults = newest_complete(run_directory / "checkpoints")
+    checkpoints = run_directory / "checkpoints"
+    if step is not None:
+        steps = [step_of(path) for path in all_checkpoints(checkpoints)]
+        if step not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{run_directory} has no checkpoint of step {step}; there are: {there}")
+        chosen = all_checkpoints(checkpoints)[steps.index(step)]
+        if fault := why_incomplete(chosen):
+            raise UserError(fault)
+        return chosen, []
+    path, faults = newest_complete(checkpoints)
     if path is None:
         reason = f": {faults[0]}" if faults else "; train on until one is written"
         raise UserError(f"{run_directory} has no usable checkpoint{reason}")

@@ -1,30 +1,34 @@
-"""Parts of `benchmarks/first_comparison.py` that decide what is compared; the benchmark itself runs for hours."""
+"""Parts of the benchmarks that compare trainings which decide what is compared; they themselves run for hours."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
+from benchmarks import first_comparison
+from benchmarks.trainings import beginning, best_of
 from pipeline.config import load_recipe
 from pipeline.errors import DataError
-
-spec = importlib.util.spec_from_file_location("first_comparison", ROOT / "benchmarks" / "first_comparison.py")
-assert spec and spec.loader
-benchmark = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(benchmark)
 
 
 def test_a_source_gives_its_beginning_and_no_less(tmp_path: Path):
     text = tmp_path / "text.txt"
     text.write_text("".join(f"document number {i:03}\n" for i in range(100)))
-    lines = list(benchmark.beginning(f"lines:{text}", 200))
+    lines = list(beginning(f"lines:{text}", 200))
     assert lines == [f"document number {i:03}" for i in range(10)]
     with pytest.raises(DataError, match=r"and 1\.0 MB are wanted"):
-        list(benchmark.beginning(f"lines:{text}", 1e6))
+        list(beginning(f"lines:{text}", 1e6))
 
 
-@pytest.mark.parametrize("variant", benchmark.VARIANTS, ids=lambda v: v.name)
+def test_the_best_rate_of_the_first_seed_runs_again_under_the_others():
+    losses = {(1e-3, 1): 3.0, (2e-3, 1): 2.0, (4e-3, 1): 2.5, (2e-3, 2): 2.2, (2e-3, 3): 2.4}
+    row = best_of((1e-3, 2e-3, 4e-3), lambda rate, seed: {"loss": losses[rate, seed], "accuracy": 0.5})
+    assert row["rate"] == 2e-3 and [run["loss"] for run in row["tried"]] == [3.0, 2.0, 2.5]
+    assert [run["seed"] for run in row["runs"]] == [1, 2, 3] and row["loss"]["mean"] == pytest.approx(2.2)
+    assert row["loss"]["std"] == pytest.approx(0.2) and row["accuracy"]["std"] == 0
+
+
+@pytest.mark.parametrize("variant", first_comparison.VARIANTS, ids=lambda v: v.name)
 def test_every_variant_is_a_recipe_of_three_rates_that_differs_in_what_its_name_says(variant):
     assert len(set(variant.rates)) == 3
     options = [option.format(rate="0.01") for option in variant.options]
@@ -46,5 +50,5 @@ def test_the_table_shows_mean_deviation_and_glue():
         "teacher": {"loss": {"mean": 3.0, "std": 0.0}, "accuracy": {"mean": 0.4, "std": 0.0}, "glue": glue},
         "slice": {"rate": 1e-3, "loss": {"mean": 3.5, "std": 0.01}, "accuracy": {"mean": 0.3, "std": 0.0}},
     }
-    lines = benchmark.table(rows).splitlines()
+    lines = first_comparison.table(rows).splitlines()
     assert len(lines) == 4 and "0.812 ± 0.004" in lines[2] and "3.500 ± 0.010" in lines[3] and "0.001" in lines[3]

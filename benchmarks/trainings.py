@@ -1,0 +1,123 @@
+"""Trainings on real text that benchmarks compare: shards, runs, students, scores; what is there is not made again."""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import DataError
+from pipeline.files import write_atomically
+from pipeline.launch import positive_int
+from pipeline.stages import ROOT, StageRunner, cpu_precision
+from preprocessing.inputs import read_documents
+
+TRAIN_MEGABYTES, HELDOUT_MEGABYTES = 25.0, 1.5
+BATCH, TOKENS = 32, 128
+"""Windows of a step and tokens of a window, as in the recipes of the demo."""
+SEEDS = (1, 2, 3)
+
+
+def add_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
+    """What every comparison of trainings is told."""
+    parser.add_argument("--train", nargs="+", required=True, metavar="SPEC", help="text to train on, FORMAT:PATH")
+    parser.add_argument("--heldout", nargs="+", required=True, metavar="SPEC", help="text to measure on")
+    parser.add_argument("--teacher", type=Path, default=ROOT / "teachers" / "wiki_books_4x192", metavar="DIR")
+    parser.add_argument("--steps", type=positive_int, default=steps, help=f"of {BATCH} x {TOKENS} tokens ({steps})")
+    parser.add_argument("--ranks", type=positive_int, default=2, help="of a training on CPUs (default: %(default)s)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="runs, students, evaluations")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the results go")
+
+
+class Trainings:
+    """Makes shards, runs, students and scores under the output directory, as far as they are missing.
+
+    Attributes:
+        stages: runs the pipeline's commands.
+        steps: of a training.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.output = arguments.output.resolve()
+        self.teacher = arguments.teacher.resolve()
+        self.steps = arguments.steps
+        cpu = arguments.device == "cpu"
+        self.stages = StageRunner(self.output / "logs", ranks=arguments.ranks if cpu else 1, cpu=cpu)
+        self.deepspeed = f"demo_cpu_{cpu_precision()}" if cpu else "zero1_bf16"
+        self._build_shards("train", arguments.train, TRAIN_MEGABYTES)
+        self._build_shards("heldout", arguments.heldout, HELDOUT_MEGABYTES)
+
+    def _build_shards(self, name: str, specs: list[str], megabytes: float) -> None:
+        """Shards of `megabytes` of text, the same share of each SPEC, from its beginning."""
+        text = self.output / f"{name}.txt"
+        if not text.is_file():
+            self.output.mkdir(parents=True, exist_ok=True)
+            lines = (line for spec in specs for line in beginning(spec, megabytes * 1e6 / len(specs)))
+            write_atomically(text, ("\n".join(lines) + "\n").encode())
+        spec = ("--input", f"lines:{text}", "--tokenizer", self.teacher, "--workers", 2)
+        self.stages.run("preprocessing/build_shards.py", *spec, "--output", self.output / "shards" / name)
+
+    def student(self, name: str) -> Path:
+        """Where the student of a training lies."""
+        return self.output / "students" / name
+
+    def train(self, name: str, recipe: str, *options: object) -> dict[str, float]:
+        """One run of a recipe, its student, and its scores."""
+        if not self.student(name).exists():
+            how = ("--config", f"recipes/demo_{recipe}.yaml")
+            how = (*how, "--deepspeed_config", f"ds_configs/{self.deepspeed}.json")
+            shards = self.output / "shards"
+            data = ("--data.shards", shards / "train", "--data.heldout", shards / "heldout")
+            length: tuple[object, ...] = ("--train.steps", self.steps, "--train.evaluate_every", self.steps)
+            length = (*length, "--train.checkpoint_every", self.steps)
+            self.stages.run(
+                "pipeline/train.py", *how, *data, *length, *options, "--output", self.run(name), launcher=True
+            )
+            self.stages.run("pipeline/fold.py", "--run", self.run(name), "--output", self.student(name))
+        return self.score(self.student(name), name)
+
+    def run(self, name: str) -> Path:
+        """Where a training lies."""
+        return self.output / "runs" / name
+
+    def score(self, model: Path, name: str) -> dict[str, float]:
+        """Held-out loss and accuracy of a model directory, on every window."""
+        evaluation = self.output / "evaluations" / name
+        data = ("--data", self.output / "shards" / "heldout", "--output", evaluation)
+        self.stages.run("pipeline/evaluate.py", "--model", model, "--tasks", "mlm", *data)
+        entry = json.loads((evaluation / "results.json").read_text())["tasks"]["mlm heldout"]
+        return {"loss": entry["loss"]["mean"], "accuracy": entry["accuracy"]["mean"]}
+
+
+def best_of(rates: tuple[float, ...], train: Callable[[float, int], dict[str, float]]) -> dict[str, Any]:
+    """Every rate under the first seed; the best by held-out loss again under the other seeds.
+
+    Args:
+        train: learning rate and seed -> loss and accuracy.
+    """
+
+    def run(rate: float, seed: int) -> dict[str, float]:
+        return {"rate": rate, "seed": seed, **train(rate, seed)}
+
+    tried = [run(rate, SEEDS[0]) for rate in rates]
+    best = min(tried, key=lambda row: row["loss"])
+    runs = [best, *(run(best["rate"], seed) for seed in SEEDS[1:])]
+    row: dict[str, Any] = {"rates": rates, "rate": best["rate"], "tried": tried, "runs": runs}
+    for metric in ("loss", "accuracy"):
+        values = [run[metric] for run in runs]
+        row[metric] = {"mean": statistics.fmean(values), "std": statistics.stdev(values)}
+    return row
+
+
+def beginning(spec: str, size: float) -> Iterator[str]:
+    """Documents of a SPEC as lines until they are `size` bytes long."""
+    taken = 0
+    for document in read_documents([spec]):
+        line = " ".join(document.text.split())
+        taken += len(line.encode()) + 1
+        yield line
+        if taken >= size:
+            return
+    raise DataError(f"{spec}: it has {taken / 1e6:.1f} MB of text, and {size / 1e6:.1f} MB are wanted")
