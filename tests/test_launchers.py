@@ -69,6 +69,30 @@ def test_every_launcher_trains_the_same(inputs, trained, tmp_path, launcher):
 
 
 @pytest.mark.slow
+def test_the_launchers_of_two_nodes_of_a_hostfile_train_the_same(inputs, trained, tmp_path):
+    """Both nodes are this machine, under two names. One launcher each, as where no ssh goes from node to node."""
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("127.0.0.1 slots=1\nlocalhost slots=1\n")
+    command = [
+        str(Path(sys.executable).with_name("deepspeed")),
+        "--hostfile",
+        str(hostfile),
+        "--no_ssh",
+        "--master_addr",
+        "127.0.0.1",
+    ]
+    command += ["--master_port", str(free_port()), "--node_rank"]
+    train = [str(TRAIN), *train_command(inputs, tmp_path / "run")]
+    jobs = [Job([*command, node, *train], tmp_path / f"node{node}.log") for node in "01"]
+    try:
+        assert [job.wait() for job in jobs] == [0, 0], jobs[0].text() + jobs[1].text()
+    finally:
+        for job in jobs:
+            job.end()
+    assert differences(tmp_path / "run", trained) == []
+
+
+@pytest.mark.slow
 def test_srun_trains_the_same(cluster, inputs, trained, tmp_path):  # noqa: F811
     command = ["srun", "--nodes=2", "--ntasks-per-node=1", sys.executable, str(TRAIN)]
     variables = {
