@@ -81,3 +81,36 @@ def test_bf16_composes_narrow_matrices_to_the_last_rounding():
             exact, _ = layer.composed()
             rounded, _ = copy.deepcopy(layer).bfloat16().composed()
             assert float((rounded.double() - exact).abs().max()) <= 0.02 * float(exact.abs().max())
+
+
+@pytest.mark.parametrize("case", CASES[:2])
+def test_fifty_steps_after_narrowing_follow_the_whole_model(case):
+    """AdamW with decay, its moments cut alike, on the same batches."""
+    torch.manual_seed(0)
+    model, _ = narrowed_pair(*case, seed=11)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-6, weight_decay=0.01)
+
+    def step(one, its_optimizer, number: int) -> float:
+        ids, labels = token_batch(seed=number), token_batch(seed=1000 + number)
+        loss = F.cross_entropy(one(ids).flatten(0, 1), labels.flatten())
+        its_optimizer.zero_grad()
+        loss.backward()
+        its_optimizer.step()
+        return float(loss.detach())
+
+    for number in range(5):
+        step(model, optimizer, number)
+    narrow, kept, cut = copy.deepcopy(model), kept_indices(model), model.narrowing()
+    narrow.narrow(kept)
+    successor = torch.optim.AdamW(narrow.parameters(), lr=1e-3, eps=1e-6, weight_decay=0.01)
+    whole = dict(model.named_parameters())
+    for name, parameter in narrow.named_parameters():
+        moments = dict(optimizer.state[whole[name]])
+        for key in ("exp_avg", "exp_avg_sq"):
+            dim, group = cut.get(name, (0, ""))
+            moments[key] = moments[key].index_select(dim, kept[group]) if group else moments[key].clone()
+        successor.state[parameter] = {**moments, "step": moments["step"].clone()}
+
+    losses = [(step(model, optimizer, 5 + n), step(narrow, successor, 5 + n)) for n in range(50)]
+    assert max(abs(wide - slim) for wide, slim in losses) <= 1e-9
+    assert losses[0][0] != losses[-1][0]  # it trains

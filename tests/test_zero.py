@@ -183,6 +183,29 @@ def test_a_narrowed_run_trains_like_one_at_full_width(runs):
     assert sum(name.endswith("_delta") for name in cut) == sum(name.endswith("_delta") for name in wide)
 
 
+@pytest.mark.slow
+def test_fifty_narrowed_steps_follow_those_at_full_width_under_every_stage(tmp_path):
+    shards = tiny_shards(tmp_path / "shards", words=800)
+    vocab = json.loads((shards / "manifest.json").read_text())["vocab_size"]
+    random_teacher(2, 24, 3, vocab=vocab).save_pretrained(tmp_path / "teacher")
+    recipe = write_recipe(tmp_path, shards, tmp_path / "teacher", train={"dropout": 0.0, "steps": 58})
+    jobs = {
+        f"{kind}_{stage}": (recipe, write_deepspeed(tmp_path, stage, micro=8))
+        for stage in STAGES
+        for kind in ("whole", "narrow")
+    }
+    run_jobs(tmp_path, 2, jobs)
+    for stage in STAGES:
+        whole, narrow = tmp_path / f"whole_{stage}", tmp_path / f"narrow_{stage}"
+        np.testing.assert_allclose(metrics(narrow, "loss"), metrics(whole, "loss"), rtol=1e-4)
+        assert metrics(narrow, "loss") != metrics(whole, "loss")
+        shapes = [
+            load_file(run / "checkpoints" / "step_58" / "parameters.safetensors")["embeddings.column_delta"].shape
+            for run in (whole, narrow)
+        ]
+        assert shapes == [(24, 24), (15, 24)]
+
+
 @pytest.mark.parametrize(
     "name", [f"zero{s}" for s in STAGES] + ["bf16"] + [f"bf16_zero{s}" for s in (1, 2, 3)] + ["penalty_zero3"]
 )
