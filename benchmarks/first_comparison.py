@@ -62,7 +62,7 @@ VARIANTS = (
     Variant("slice", "student", ("--train.lr", "{rate}", "--train.compactor_lr", "0"), RATES, glue=True),
     Variant("scratch", "scratch", ("--train.lr", "{rate}"), RATES, glue=True),
     Variant("wid taylor penalty", "student", (*WID, *PENALTY), WID_RATES),
-    Variant("wid norm anneal", "student", (*WID, "--compaction.selection", "norm"), WID_RATES),
+    Variant("wid norm anneal", "student", (*WID, "--compaction.selection", "norm"), (5e-4, 1e-3, 2e-3)),
 )
 
 
