@@ -6,7 +6,7 @@
 2. Every variant with three learning rates under seed 1; the best by held-out loss again under seeds 2 and 3. All
    see the same number of tokens and end with the same shape, a third of the teacher's encoder.
 3. Fold; held-out loss and accuracy of all three seeds on every window.
-4. GLUE tasks (three fine-tuning seeds) of the teacher and of seed 1 of the main variants.
+4. GLUE tasks (three fine-tuning seeds) of seed 1 of the main variants, and of the teacher.
 5. Table, and FILE with machine, versions and commit, after every row.
 
 Started again with the same directory, it goes on where it stopped. With --only two processes can share the work, each
@@ -142,10 +142,10 @@ def main() -> int:
     for variant in variants:
         report(variant.name, recipe=variant.recipe, options=variant.options, **compare(trainings, variant))
     if arguments.glue:
-        report("teacher", glue=fine_tune(trainings, trainings.teacher, "teacher", arguments.glue))
         for variant in (variant for variant in variants if variant.glue):
             name = training_name(variant, rows[variant.name]["rate"], SEEDS[0])
             report(variant.name, glue=fine_tune(trainings, trainings.student(name), name, arguments.glue))
+        report("teacher", glue=fine_tune(trainings, trainings.teacher, "teacher", arguments.glue))
     return EXIT_DONE
 
 
