@@ -51,6 +51,8 @@ class DataConfig:
     seq_len: int = 128
     mask_fraction: float = 0.15
     whole_word: bool = False
+    separate_documents: bool = False
+    """A token attends to its own document only, where a window is packed from several; false as published."""
 
     def __post_init__(self) -> None:
         if self.seq_len < 8:
@@ -144,6 +146,9 @@ class TrainConfig:
     """The job ends when it gets no further for so long: a rank hangs or is lost. A checkpoint must take less."""
     evaluate_every: int = 1000
     log_every: int = 10
+    compile: bool = False
+    """Put the training forward pass through torch.compile; ZeRO 0 to 2. It takes a minute or more at the first step
+    and wherever the model changes its form: as gates begin to close, at the last choice, when it is narrowed."""
     embedding_init: Literal["random", "ppmi"] = "random"
     """Scratch only: ppmi starts the word embeddings from co-occurrence counts of the training text."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, BertConfig, BertForMaskedLM
 from transformers.utils import logging as library_logging
 
-from pipeline.compaction.model import CompactedBert, shape_of, take_positions
+from pipeline.compaction.model import CompactedBert, document_mask, shape_of, take_positions
 from pipeline.compaction.shapes import BertShape, resolve_target
 from pipeline.config import Recipe, TargetConfig
 from pipeline.data.cooccurrence import TokenStatistics, ppmi_embeddings
@@ -42,9 +42,11 @@ class PlainBert(nn.Module):
         self.bert = bert
         self.config = bert.config
 
-    def forward(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        """(batch, tokens), (batch, k) -> logits (batch, k, vocab); everywhere without `positions`."""
-        hidden = self.bert.bert(input_ids=input_ids).last_hidden_state
+    def forward(self, input_ids: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
+        """(batch, tokens), (batch, k) -> logits (batch, k, vocab); everywhere without `positions`. Tokens attend to
+        those of their own of the `documents` (batch, tokens) only, if these are given."""
+        mask = document_mask(documents, self.bert.dtype)
+        hidden = self.bert.bert(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return self.bert.cls(hidden if positions is None else take_positions(hidden, positions))
 
 

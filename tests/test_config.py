@@ -229,7 +229,7 @@ def test_batch_sizes_are_completed_from_the_recipe(tmp_path):
         ({"train_micro_batch_size_per_gpu": "auto"}, "set train_micro_batch_size_per_gpu"),
         ({"train_micro_batch_size_per_gpu": True}, "set train_micro_batch_size_per_gpu"),
         ({"train_micro_batch_size_per_gpu": 0}, "set train_micro_batch_size_per_gpu"),
-        ({"train_micro_batch_size_per_gpu": 3}, "global_batch 4 is not a multiple of"),
+        ({"train_micro_batch_size_per_gpu": 3}, "4 is not a multiple of .* 3 x 1 ranks: 2 would do$"),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps is 4, but the recipe and 1 ranks make it 2"),
         ({"train_batch_size": 32}, "train_batch_size is 32, but the recipe"),
         ({"optimizer": {"type": "Adam"}}, "optimizer belongs to the recipe"),
@@ -256,6 +256,22 @@ def test_deepspeed_configurations_that_cannot_run(tmp_path, changes, message):
     assert str(tmp_path / "ds.json") in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_compiling_is_refused_where_it_does_not_work(tmp_path, monkeypatch):
+    wanted = TrainConfig(global_batch=4, compile=True)
+    path = write_deepspeed(tmp_path / "ds.json", zero_optimization={"stage": 3})
+    with pytest.raises(UserError, match=r"does not go with ZeRO stage 3, .*; use stage 0, 1 or 2$"):
+        load_deepspeed_config(path, wanted, 1)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"train\.compile needs g\+\+ and Python's headers"):
+        load_deepspeed_config(write_deepspeed(tmp_path / "ds.json"), wanted, 1)
+
+
+def test_a_global_batch_that_no_micro_batch_fits_gets_no_advice(tmp_path):
+    path = write_deepspeed(tmp_path / "ds.json")
+    with pytest.raises(UserError, match=r"4 is not a multiple of .* 2 x 3 ranks$"):
+        load_deepspeed_config(path, TrainConfig(global_batch=4), 3)
+
+
 @pytest.mark.parametrize(
     "content,message", [(b"{", "is no JSON: line 1"), (b"[]", "must be a JSON object"), (b"\xff", "no UTF-8")]
 )
@@ -273,8 +289,13 @@ def test_shipped_deepspeed_configurations_say_what_their_names_say(tmp_path, pat
     if path.stem.startswith("zero"):
         stage, kind = path.stem.removeprefix("zero").split("_")
         assert (content["zero_optimization"]["stage"], precision(content)) == (int(stage), kind)
-    if precision(content) != "fp16":
-        load_deepspeed_config(path, TrainConfig(global_batch=content["train_micro_batch_size_per_gpu"] * 6), 1)
+    if precision(content) == "fp16":
+        return
+    if path.stem.startswith("demo"):
+        load_deepspeed_config(path, load_recipe(ROOT / "recipes" / "demo_student.yaml", []).train, 1)
+        return
+    # As few compositions as eight ranks allow: one micro-batch each, and eight on one rank alone.
+    assert load_deepspeed_config(path, TrainConfig(), 1)["gradient_accumulation_steps"] == 8
 
 
 # Replay of recorded choices

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 import torch.nn.functional as F
 from bert import close_random_gates, compacted, random_teacher, token_batch
 from conftest import ROOT
@@ -170,3 +171,38 @@ def test_the_documented_cost_of_the_alternatives_is_what_is_counted(variant):
         operations = 2 * recipe.train.steps * step_macs(variant, teacher, student, batch)
         expected += [f"{operations / 1e18:.1f}", f"{operations / PEAK / UTILISATION / 3600:.1f}"]
     assert documented(1)[variant] == expected
+
+
+def kept_for_backward(layers: int, windows: int, form: str) -> int:
+    """Bytes of all memory that autograd keeps of a forward pass at BERT-base's width in bf16, parameters aside."""
+    teacher = random_teacher(layers, 768, 12, vocab=61)
+    teacher.bert.embeddings.position_embeddings.weight.data = torch.zeros(128, 768)
+    teacher.set_attn_implementation("sdpa")
+    model = compacted(teacher, 192, 16, "dim").to(torch.bfloat16)
+    for name, module in model.named_modules():
+        # Not that of attention: the fused kernels of GPUs keep nothing of it, those of CPUs cannot.
+        if isinstance(module, torch.nn.Dropout) and not name.endswith("attention.self.dropout"):
+            module.p = 0.1
+    for gate in model.gates.values():
+        gate.stops_gradient = True
+    close_random_gates(model)
+    if form == "narrowed":
+        model.narrow(kept_indices(model))
+    kept, own = {}, {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept.setdefault(storage.data_ptr(), (storage.nbytes(), tensor))  # the tensor, so that its address stays its own
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(token_batch(batch=windows, tokens=128), token_batch(vocab=128, batch=windows, tokens=1))
+    return sum(size for address, (size, _) in kept.items() if address not in own)
+
+
+@pytest.mark.parametrize("form,documented_bytes", [("gates closing", 36_920), ("narrowed", 6_968)])
+def test_the_documented_memory_of_a_micro_batch_is_what_autograd_keeps(form, documented_bytes):
+    per_window = [kept_for_backward(layers, 2, form) - kept_for_backward(layers, 1, form) for layers in (1, 2)]
+    assert (per_window[1] - per_window[0]) / 128 == pytest.approx(documented_bytes, rel=0.02)
+    rows = [line for line in (ROOT / "docs" / "cost.md").read_text(encoding="utf-8").splitlines() if form in line]
+    assert any(f"| {documented_bytes:,} |" in row for row in rows)

@@ -3,6 +3,7 @@
 Windows are compared with a stream that is built in plain Python; orders, masks and shares with brute-force counts.
 """
 
+import threading
 import time
 from itertools import islice
 from pathlib import Path
@@ -10,12 +11,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from run_support import make_shards
 from shard_support import write_shard
 
 from pipeline.config import DataConfig
 from pipeline.data.indexed import HEADER, MAGIC, ShardInfo
-from pipeline.data.loader import HeldOutData, Masking, TrainingData, micro_batches
+from pipeline.data.loader import HeldOutData, Masking, TrainingData, collate, micro_batches
 from pipeline.data.manifest import Manifest
 from pipeline.data.masking import Vocabulary, mask_windows
 from pipeline.data.open import open_training_data
@@ -155,6 +157,21 @@ def test_every_window_predicts_the_same_number_of_tokens(whole_word, seq_len, fr
     restored = batch.input_ids.copy()
     np.put_along_axis(restored, batch.positions, batch.labels, axis=1)
     np.testing.assert_array_equal(restored, tokens)
+
+
+def test_every_token_is_in_the_document_it_came_from(tmp_path):
+    """Whatever masking puts in place of separators, and whatever [SEP] it draws elsewhere."""
+    shards = [[[], *documents(seed, longest=20), []] for seed in (1, 2)]
+    source = open_source(tmp_path, dict(zip("ab", shards, strict=True)), 16)
+    origins = [n for n, doc in enumerate(doc for docs in shards for doc in docs) for _ in range(len(doc) + 1)]
+    tokens = source.read(np.arange(source.windows))
+    found = masked(tokens, fraction=0.9).documents
+    for window, row in enumerate(found.tolist()):
+        content = origins[14 * window : 14 * window + 14]
+        assert row[:-1] == [number - content[0] for number in (content[0], *content)]  # [CLS] is of the first
+        # The last [SEP] ends what the window breaks off, and stands alone behind a document that was whole.
+        assert row[-1] == row[-2] + int(tokens[window, -2] == SEP)
+    assert found.max() == 3
 
 
 def test_eighty_ten_ten():
@@ -337,6 +354,23 @@ def test_the_samples_of_a_step_do_not_depend_on_ranks_or_accumulation(micro_batc
     assert [w for step in reference for w, _ in step] == [
         w for s in range(3) for w in sorted(window[16 * s : 16 * s + 16])
     ]
+
+
+def test_micro_batches_become_tensors_beside_the_training_thread():
+    data, threads = TrainingData([fake_source(64)], [1], Masking(seed=4)), set()
+
+    def prepare(batch):
+        threads.add(threading.get_ident())
+        return collate(batch, documents=False)
+
+    plain = islice(micro_batches(data, 3, 8, 4, 0, 2), 5)
+    for tensors, batch in zip(micro_batches(data, 3, 8, 4, 0, 2, prepare), plain, strict=False):
+        assert tensors.keys() == {"input_ids", "positions", "labels"}
+        assert all(tensor.tolist() == getattr(batch, name).tolist() for name, tensor in tensors.items())
+        assert all(tensor.is_pinned() == torch.cuda.is_available() for tensor in tensors.values())
+    assert len(threads) == 1 and threading.get_ident() not in threads
+    with_documents = collate(data.batch(np.arange(4)), documents=True)
+    assert with_documents["documents"].tolist() == data.batch(np.arange(4)).documents.tolist()
 
 
 def test_a_huge_sample_number_is_reached_at_once():

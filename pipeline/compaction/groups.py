@@ -98,13 +98,3 @@ class Gate:
         self.value = torch.ones(len(index), device=device)
         self.retired = torch.zeros(len(index), dtype=torch.bool, device=device)
         self.all_open, self.kept = True, len(index)
-
-    def guard(self, delta: Tensor, dim: int) -> Tensor:
-        """`delta` (rows or columns of it along `dim` belong to this group) with the gradient of retired ones cut.
-
-        The paper calls it the reset: the task may no longer pull on what is being removed.
-        """
-        if not self.stops_gradient or self.kept == len(self.value):
-            return delta
-        mask = self.retired if dim == 1 else self.retired[:, None]
-        return torch.where(mask, delta.detach(), delta)

@@ -62,6 +62,18 @@ def composes_rows_first(whole: Sequence[int], kept: Sequence[int]) -> bool:
     return out * kept_in * (into + kept_out) < into * kept_out * (out + kept_in)
 
 
+def learning(delta: Tensor, gate: Gate, dim: int) -> Tensor:
+    """`delta` (rows or columns of it along `dim` belong to the gate's group) with the gradient of retired ones cut.
+
+    The paper calls it the reset: the task may no longer pull on what is being removed. The mask is there before
+    anything is retired, too: a number to look at would have torch.compile begin anew with every choice.
+    """
+    if not gate.stops_gradient or gate.index is not None:
+        return delta
+    mask = gate.retired if dim == 1 else gate.retired[:, None]
+    return torch.where(mask, delta.detach(), delta)
+
+
 class CompactedLinear(nn.Module):
     """y = R (W (L x) + b), computed as (R W L) x + R b.
 
@@ -85,8 +97,8 @@ class CompactedLinear(nn.Module):
     def composed(self) -> tuple[Tensor, Tensor]:
         """The weight (out, in) and bias (out,) that the activations meet, gates applied, rounded once; of the kept
         dimensions alone once the groups are narrowed."""
-        column_delta = self.out_gate.guard(self.column_delta, dim=0)
-        row_delta = self.in_gate.guard(self.row_delta, dim=1)
+        column_delta = learning(self.column_delta, self.out_gate, dim=0)
+        row_delta = learning(self.row_delta, self.in_gate, dim=1)
         weight = compose(self.weight, row_delta, column_delta, self.in_gate.index, self.out_gate.index)
         bias = take(self.bias, self.out_gate.index, 0).to(weight.dtype) + (column_delta @ self.bias).to(weight.dtype)
         if self.gated == "rows" and not self.out_gate.idle:
@@ -149,7 +161,7 @@ class CompactedEmbeddings(nn.Module):
     def composed(self) -> tuple[Tensor, Tensor, Tensor]:
         """The word (vocab, hidden), position and segment tables times R_e^T, rounded once; of the kept dimensions
         alone once the group is narrowed."""
-        delta = self.gate.guard(self.column_delta, dim=0).T
+        delta = learning(self.column_delta, self.gate, dim=0).T
         tables = (self.word, self.position, self.segment)
         word, position, segment = (self._shift(t, delta) for t in tables)
         return word, position, segment

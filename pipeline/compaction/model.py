@@ -30,6 +30,24 @@ def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:
     return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
+def document_mask(documents: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What to add to the scores of attention, so that a token sees its own document alone.
+
+    A sum, not a choice, because that is what every attention kernel takes. The softmax makes exact zeros of it.
+
+    Args:
+        documents: (batch, tokens), the number of each token's document; None for a window that is all one.
+        dtype: of the scores.
+
+    Returns:
+        (batch, 1, tokens, tokens), 0 within a document and the least number between two; None for None.
+    """
+    if documents is None:
+        return None
+    apart = documents[:, None, :, None] != documents[:, None, None, :]
+    return torch.zeros(apart.shape, dtype=dtype, device=apart.device).masked_fill(apart, torch.finfo(dtype).min)
+
+
 class CompactedBert(nn.Module):
     """The teacher with a compactor on each side of every linear layer and a gate per group.
 
@@ -77,26 +95,36 @@ class CompactedBert(nn.Module):
         layer.output.dense = CompactedLinear(layer.output.dense, ffn, residual, gated="columns")
         layer.output.LayerNorm = GatedLayerNorm(layer.output.LayerNorm, residual)
 
-    def encode(self, input_ids: Tensor, segment_ids: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+    def encode(
+        self, input_ids: Tensor, segment_ids: Tensor | None = None, documents: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
         """Token ids (batch, tokens) -> the hidden states after the embeddings and after each layer, each
         (batch, tokens, hidden), and the composed word table (vocab, hidden)."""
         hidden, word_table = self.embeddings(input_ids, segment_ids)
+        mask = document_mask(documents, hidden.dtype)
         states = [hidden]
         for layer in self.layers:
-            states.append(layer(states[-1]))
+            states.append(layer(states[-1], mask))
         return states, word_table
 
-    def forward(self, input_ids: Tensor, positions: Tensor | None = None, segment_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
         """MLM logits.
 
         Args:
             input_ids: (batch, tokens), no padding.
             positions: (batch, k), where logits are wanted; None for everywhere.
+            documents: (batch, tokens), the document of each token, which attends to no other; None for all to all.
 
         Returns:
             (batch, k, vocab), or (batch, tokens, vocab) without `positions`.
         """
-        states, word_table = self.encode(input_ids, segment_ids)
+        states, word_table = self.encode(input_ids, segment_ids, documents)
         hidden = states[-1] if positions is None else take_positions(states[-1], positions)
         hidden = self.transform_norm(self.transform_activation(self.transform(hidden)))
         return self.decoder(hidden, word_table)

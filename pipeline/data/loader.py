@@ -5,11 +5,14 @@ source, and to one window of it through that epoch's permutation. All of it is c
 any number of ranks, goes on with the next sample.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from pipeline.data.masking import MaskedBatch, mask_windows
 from pipeline.data.order import hash_bits, permute
@@ -125,20 +128,35 @@ class HeldOutData:
             yield mask_windows(tokens, filled, epochs, self.source.vocabulary, seed, self.fraction), len(windows)
 
 
+def collate(batch: MaskedBatch, documents: bool) -> dict[str, Tensor]:
+    """`input_ids`, `positions`, `labels` and, if asked for, `documents` as tensors, in memory that a GPU can fetch
+    while the host goes on."""
+    arrays = {"input_ids": batch.input_ids, "positions": batch.positions, "labels": batch.labels}
+    arrays |= {"documents": batch.documents} if documents else {}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {name: t.pin_memory() for name, t in tensors.items()} if torch.cuda.is_available() else tensors
+
+
 def micro_batches(
-    data: TrainingData, first_step: int, global_batch: int, micro_batch: int, rank: int, ranks: int
-) -> Iterator[MaskedBatch]:
-    """This rank's micro-batches from `first_step` on, read one ahead in a thread.
+    data: TrainingData,
+    first_step: int,
+    global_batch: int,
+    micro_batch: int,
+    rank: int,
+    ranks: int,
+    prepare: Callable[[MaskedBatch], Any] = lambda batch: batch,
+) -> Iterator[Any]:
+    """This rank's micro-batches from `first_step` on, read and put through `prepare` one ahead in a thread.
 
     Accumulation m of a step gives rank r the samples [(m ranks + r) micro_batch, ...) of the global batch, so the
     samples of a step are the same for any number of ranks.
     """
     accumulation = global_batch // (micro_batch * ranks)
 
-    def load(number: int) -> MaskedBatch:
+    def load(number: int) -> Any:
         step, accumulated = divmod(number, accumulation)
         first = step * global_batch + (accumulated * ranks + rank) * micro_batch
-        return data.batch(np.arange(first, first + micro_batch))
+        return prepare(data.batch(np.arange(first, first + micro_batch)))
 
     with ThreadPoolExecutor(max_workers=1) as reader:
         number = first_step * accumulation

@@ -34,12 +34,14 @@ class MaskedBatch:
         input_ids: (batch, tokens) int64.
         positions: (batch, k) int64, ascending: where a token is to be predicted.
         labels: (batch, k) int64, the original tokens there.
+        documents: (batch, tokens) int64: which document of the window, from 0, a token belongs to.
         windows: (batch,) int64, the window ids, for messages.
     """
 
     input_ids: np.ndarray
     positions: np.ndarray
     labels: np.ndarray
+    documents: np.ndarray
     windows: np.ndarray
 
 
@@ -82,4 +84,14 @@ def mask_windows(
     shown = np.where(action < 8, vocabulary.mask_id, np.where(action == 8, random_token, labels))
     input_ids = tokens.copy()
     np.put_along_axis(input_ids, chosen + 1, shown, axis=1)
-    return MaskedBatch(input_ids, chosen + 1, labels, windows)
+    return MaskedBatch(input_ids, chosen + 1, labels, documents_of(tokens, vocabulary.sep_id), windows)
+
+
+def documents_of(tokens: np.ndarray, sep_id: int) -> np.ndarray:
+    """Number the documents of windows (batch, tokens) before masking, token by token, from 0 in each window.
+
+    A [SEP] is the last token of its document, and [CLS] belongs to the document the window begins in. So every
+    document has one [SEP], at which its tokens can look away, as BERT's heads do.
+    """
+    ends = tokens == sep_id
+    return np.cumsum(ends, axis=1) - ends

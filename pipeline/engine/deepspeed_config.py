@@ -2,7 +2,10 @@
 
 import copy
 import json
+import os
+import shutil
 from pathlib import Path
+from sysconfig import get_path
 from typing import Any
 
 from pipeline.config import TrainConfig
@@ -40,9 +43,11 @@ def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[st
     if type(micro) is not int or micro < 1:
         raise UserError(f"{path}: set train_micro_batch_size_per_gpu to the sequences one rank takes at a time")
     if train.global_batch % (micro * ranks):
+        fitting = [size for size in range(1, micro) if train.global_batch % (size * ranks) == 0]
+        advice = f": {fitting[-1]} would do" if fitting else ""
         raise UserError(
             f"{path}: train.global_batch {train.global_batch} is not a multiple of train_micro_batch_size_per_gpu "
-            f"{micro} x {ranks} ranks"
+            f"{micro} x {ranks} ranks{advice}"
         )
     accumulation = train.global_batch // (micro * ranks)
     for key, value in (("gradient_accumulation_steps", accumulation), ("train_batch_size", train.global_batch)):
@@ -57,6 +62,8 @@ def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[st
     _check_sections(path, config)
     _check_machine(path, config)
     _check_combination(path, config)
+    if train.compile:
+        _check_compile(path, config)
     config.setdefault("steps_per_print", 10**9)
     # Offloaded or not, the optimizer is torch's AdamW: DeepSpeed's own for CPUs has to be compiled first.
     config["zero_force_ds_cpu_optimizer"] = False
@@ -113,6 +120,17 @@ def _check_combination(path: Path, config: dict[str, Any]) -> None:
     ):
         if config.get(section, {}).get(key):
             raise UserError(f"{path}: {section}.{key} is not supported: checkpoints hold fp32 weights and moments")
+
+
+def _check_compile(path: Path, config: dict[str, Any]) -> None:
+    """Refuse `train.compile` where it does not work."""
+    if config.get("zero_optimization", {}).get("stage", 0) == 3:
+        raise UserError(
+            f"{path}: train.compile does not go with ZeRO stage 3, which fetches every layer's parameters in Python "
+            "while the model runs; use stage 0, 1 or 2"
+        )
+    if not shutil.which(os.environ.get("CXX", "g++")) or not Path(get_path("include"), "Python.h").is_file():
+        raise UserError("train.compile needs g++ and Python's headers (Debian: apt-get install g++ python3-dev)")
 
 
 def _check_sections(path: Path, config: dict[str, Any]) -> None:

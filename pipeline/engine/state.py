@@ -46,7 +46,9 @@ def create_moments(engine: Any) -> None:
     if stage == 3:  # where the groups of the inner optimizer are filled for the time of a step only
         masters = engine.optimizer.fp32_partitioned_groups_flat
     for master in masters:
-        inner.state[master] = {"step": torch.tensor(0.0), **{m: torch.zeros_like(master) for m in MOMENTS}}
+        # The fused kernel wants the count beside the parameter.
+        count = torch.tensor(0.0, device=master.device)
+        inner.state[master] = {"step": count, **{moment: torch.zeros_like(master) for moment in MOMENTS}}
     if stage in (1, 2):
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 

@@ -19,6 +19,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 
 from pipeline.compaction.model import CompactedBert
 from pipeline.config import Recipe
-from pipeline.data.loader import HeldOutData, TrainingData, micro_batches
+from pipeline.data.loader import HeldOutData, TrainingData, collate, micro_batches
 from pipeline.data.masking import MaskedBatch
 from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
 from pipeline.engine.compaction import CompactionState
@@ -109,8 +110,10 @@ class Trainer:
         self.telemetry = Telemetry(
             world, precision(deepspeed_config), recipe.data.seq_len, predicted, recipe.train.global_batch
         )
+        self._collate = partial(collate, documents=recipe.data.separate_documents)
         # Read once and kept, so that a fault in them shows before the first step.
-        self.heldout = world.together(lambda: list(heldout.batches(self.micro_batch, world.rank, world.size)))
+        kept = world.together(lambda: list(heldout.batches(self.micro_batch, world.rank, world.size)))
+        self.heldout = [(self._collate(batch), valid) for batch, valid in kept]
         self.stop = StopRequest(directory, world.is_main)
 
     def resume(self, checkpoint: Checkpoint) -> None:
@@ -131,9 +134,8 @@ class Trainer:
             DataError: text that cannot be trained on. All ranks raise these together.
         """
         train = self.recipe.train
-        batches = micro_batches(
-            self.data, self.step, train.global_batch, self.micro_batch, self.world.rank, self.world.size
-        )
+        sizes = train.global_batch, self.micro_batch, self.world.rank, self.world.size
+        batches = micro_batches(self.data, self.step, *sizes, self._collate)
         self.telemetry.restart(self.step)
         self._started, self._saving = time.monotonic(), 0.0
         if self.step < train.steps and self._asked_to_stop():
@@ -161,7 +163,7 @@ class Trainer:
                 return False
         return True
 
-    def _optimizer_step(self, batches: Any) -> StepResult:
+    def _optimizer_step(self, batches: Iterator[dict[str, Tensor]]) -> StepResult:
         """Steps 1 to 5 of the module's list."""
         if self.compaction:
             with self.telemetry.clock("compaction"):
@@ -179,9 +181,9 @@ class Trainer:
                 self.engine.step()  # which only counts, between micro-batches
             seed_dropout(self.recipe.train.seed, self.step, micro, self.world.rank)
             with self.telemetry.clock("data"):
-                input_ids, positions, labels = self._to_device(self._read(batches))
+                inputs, labels = self._to_device(self._read(batches))
             with self.telemetry.clock("forward"):
-                loss, accuracy = masked_lm_loss(self.engine(input_ids, positions), labels)
+                loss, accuracy = masked_lm_loss(self.engine(**inputs), labels)
             with self.telemetry.clock("backward"):
                 self.engine.backward(scaler.scaled(loss))
             sums += torch.stack([loss.detach(), accuracy]) / self.accumulation
@@ -228,15 +230,16 @@ class Trainer:
         """Whether any rank was asked to stop before the first step."""
         return bool(self.world.sum(torch.tensor([float(self.stop.received())], device=self.world.device)).item())
 
-    def _read(self, batches: Any) -> MaskedBatch:
+    def _read(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The next micro-batch; an empty one if this rank cannot read it, so that it keeps step with the others until
         all raise the fault together."""
         if self._fault is None:
             with self._until_agreed():
                 return next(batches)
         tokens, predicted = self.recipe.data.seq_len, self.telemetry.predicted
-        shapes = ((tokens,), (predicted,), (predicted,), ())
-        return MaskedBatch(*(np.zeros((self.micro_batch, *shape), dtype=np.int64) for shape in shapes))
+        shapes = ((tokens,), (predicted,), (predicted,), (tokens,), ())
+        empty = MaskedBatch(*(np.zeros((self.micro_batch, *shape), dtype=np.int64) for shape in shapes))
+        return self._collate(empty)
 
     @contextmanager
     def _until_agreed(self) -> Iterator[None]:
@@ -304,10 +307,10 @@ class Trainer:
         if scaler:
             LossScaler(self.engine).load_state_dict(scaler)
 
-    def _to_device(self, batch: MaskedBatch) -> tuple[Tensor, Tensor, Tensor]:
-        arrays = (batch.input_ids, batch.positions, batch.labels)
-        input_ids, positions, labels = (torch.from_numpy(a).to(self.world.device) for a in arrays)
-        return input_ids, positions, labels
+    def _to_device(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        """The inputs of the model by name, and the labels (batch, k)."""
+        inputs = {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in batch.items()}
+        return inputs, inputs.pop("labels")
 
     def _local_gradient_norm(self) -> Tensor | None:
         """Norm of the averaged gradient at stage 0 in fp32; DeepSpeed knows it elsewhere, after the step."""
@@ -360,8 +363,8 @@ class Trainer:
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         for batch, valid in self.heldout:
             self.watch.beat()
-            input_ids, positions, labels = self._to_device(batch)
-            logits = self.engine(input_ids, positions)
+            inputs, labels = self._to_device(batch)
+            logits = self.engine(**inputs)
             if valid:
                 loss, accuracy = masked_lm_loss(logits[:valid], labels[:valid])
                 sums += valid * torch.stack([loss, accuracy, torch.ones_like(loss)]).double()

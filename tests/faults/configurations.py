@@ -118,7 +118,8 @@ class Table:
         return outcome
 
     def arguments(self, name: str, kind: str) -> list[str]:
-        config = ROOT / "ds_configs" / f"{name}.json"
+        config = self.directory / f"{name}.json"
+        config.write_text(json.dumps({**self.configs[name], "train_micro_batch_size_per_gpu": 8}))
         return train_command({"recipe": self.recipe, "deepspeed": config}, self.run(name, kind))
 
     def run(self, name: str, kind: str) -> Path:
@@ -156,11 +157,11 @@ class Table:
     def markdown(self) -> str:
         found = versions()
         about = (
-            "What came out of training with every file of `ds_configs/`, tiny shapes, two ranks: `resumes` compares a "
-            "run continued from step 4 of 12 with the uninterrupted one, `changes ranks` its loss on one rank from "
-            "there on (largest relative difference), `folds` the logits of student and trained model (float64). "
-            "Offloaded state and model lie on the CPU alike here. fp16 is allowed on CPUs for this test alone; the "
-            "trainer refuses it there.",
+            "What came out of training with every file of `ds_configs/`, tiny shapes, micro-batches of 8, two ranks: "
+            "`resumes` compares a run continued from step 4 of 12 with the uninterrupted one, `changes ranks` its loss "
+            "on one rank from there on (largest relative difference), `folds` the logits of student and trained model "
+            "(float64). Offloaded state and model lie on the CPU alike here. fp16 is allowed on CPUs for this test "
+            "alone; the trainer refuses it there.",
             f"Written by `python tests/faults/configurations.py` on {time.strftime('%Y-%m-%d')}: {machine()}, CPUs "
             f"(gloo); torch {found['torch']}, deepspeed {found['deepspeed']}, commit {commit()}.",
         )

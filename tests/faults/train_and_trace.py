@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,14 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "WARNING")
 
 from pipeline import train
 from pipeline.data.loader import micro_batches
-from pipeline.data.masking import MaskedBatch
 from pipeline.engine import trainer
 from pipeline.engine.stopping import STOP_FILE
 from pipeline.errors import run_entry_point
 
 
 def traced(
-    data: Any, first_step: int, global_batch: int, micro_batch: int, rank: int, ranks: int
-) -> Iterator[MaskedBatch]:
+    data: Any, first_step: int, global_batch: int, micro_batch: int, rank: int, ranks: int, prepare: Callable
+) -> Iterator[Any]:
     """What `micro_batches` yields, each written down as the trainer takes it."""
     directory = Path(os.environ["TRACE"])
     directory.mkdir(exist_ok=True)
@@ -41,7 +40,7 @@ def traced(
             stream.write(json.dumps(line) + "\n")
         if rank == 0 and step + 1 == int(os.environ["STOP"]):
             (output / STOP_FILE).touch()
-        yield batch
+        yield prepare(batch)
 
 
 trainer.micro_batches = traced
