@@ -11,15 +11,16 @@ from pathlib import Path
 from pipeline.files import write_atomically
 
 FOLDER = "word_order"
-MINIMUM_WORDS, MAXIMUM_WORDS = 8, 30
+MINIMUM_WORDS, MAXIMUM_WORDS = 8, 16
 EXCHANGES = 3
-"""Pairs of words per sentence: a single one is too hard to see for small models after some thousand examples."""
+"""Pairs of words per sentence: a single one, or long sentences, are too hard for small models after some thousand
+examples."""
 _SENTENCE = re.compile(r"(?<=[.!?] )[A-Z][^.!?]*[.!?](?= |$)")
 _WORD = re.compile(r"[A-Za-z][a-z'-]*[,;:]?")
 
 
 def sentences(documents: Iterable[str]) -> list[str]:
-    """Plain sentences of 8 to 30 words, each once, in order of appearance."""
+    """Plain sentences of 8 to 16 words, each once, in order of appearance."""
     found: dict[str, None] = {}
     for document in documents:
         for sentence in _SENTENCE.findall(f". {document}"):
