@@ -1,5 +1,6 @@
 """Parts of the benchmarks that compare trainings which decide what is compared; they themselves run for hours."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,12 @@ def test_the_table_shows_mean_deviation_and_glue():
     }
     lines = first_comparison.table(rows).splitlines()
     assert len(lines) == 4 and "0.812 ± 0.004" in lines[2] and "3.500 ± 0.010" in lines[3] and "0.001" in lines[3]
+
+
+def test_the_document_shows_the_tables_of_the_results():
+    document = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    results = list((ROOT / "benchmarks" / "results").glob("*_first_comparison.json"))
+    assert results
+    for path in results:
+        table = first_comparison.table(json.loads(path.read_text(encoding="utf-8"))["rows"])
+        assert path.name in document and table.strip() in document
