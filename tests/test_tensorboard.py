@@ -202,7 +202,7 @@ def test_the_phases_add_up_and_the_speed_is_that_of_the_model_in_training(run, g
         assert flops[step] == pytest.approx(speed[step] * window / TOKENS / 1e12, rel=1e-5)
     peaks = [flops[step] / used for step, used in scalars(get, "speed/model_flop_utilisation").items()]
     assert len({float(f"{peak:.3g}") for peak in peaks}) == 2  # one measured by each part of the run
-    assert min(peaks) > 0
+    assert min(peaks) > 1e-3
     assert 0.1 < min(scalars(get, "system/host_memory_gib").values()) < 100
 
 

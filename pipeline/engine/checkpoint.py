@@ -177,14 +177,13 @@ def require_checkpoint(run_directory: Path, step: int | None = None) -> tuple[Pa
         raise UserError(f"{run_directory} is no run directory of pipeline/train.py (it has no config.yaml)")
     checkpoints = run_directory / "checkpoints"
     if step is not None:
-        steps = [step_of(path) for path in all_checkpoints(checkpoints)]
+        steps = {step_of(path): path for path in all_checkpoints(checkpoints)}
         if step not in steps:
             there = ", ".join(map(str, steps)) or "none"
             raise UserError(f"{run_directory} has no checkpoint of step {step}; there are: {there}")
-        chosen = all_checkpoints(checkpoints)[steps.index(step)]
-        if fault := why_incomplete(chosen):
+        if fault := why_incomplete(steps[step]):
             raise UserError(fault)
-        return chosen, []
+        return steps[step], []
     path, faults = newest_complete(checkpoints)
     if path is None:
         reason = f": {faults[0]}" if faults else "; train on until one is written"
