@@ -29,8 +29,9 @@ from run_support import prepare, recipe_values, train_command, write_deepspeed, 
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from pipeline.engine import telemetry
 from pipeline.engine.board import CLOSING, KEPT, RETIRED, Board, width_map
-from pipeline.engine.telemetry import PhaseClock
+from pipeline.engine.telemetry import PhaseClock, measure_peak
 
 STEPS, EVALUATE, CHECKPOINT = 30, 5, 4
 SCHEDULE = {"start_step": 2, "interval_steps": 2, "increments": 3, "decay_steps": 2}
@@ -317,3 +318,16 @@ def test_the_clock_adds_up_each_phase_and_starts_anew():
     assert list(seconds) == ["forward", "backward"]
     assert seconds["forward"] >= 0.04 > seconds["backward"] >= 0
     assert clock.take() == {}
+
+
+def test_waiting_for_a_busy_machine_does_not_pass_for_its_peak(monkeypatch):
+    """A device of 1e11 operations per second on which every product waits 10 ms before it begins."""
+    seconds = 0.0
+
+    def product(matrix: torch.Tensor, _: torch.Tensor, out: torch.Tensor) -> None:
+        nonlocal seconds
+        seconds += 0.01 + 2 * len(matrix) ** 3 / 1e11
+
+    monkeypatch.setattr(torch, "mm", product)
+    monkeypatch.setattr(telemetry, "_now", lambda device: seconds)
+    assert 0.5e11 < measure_peak(torch.device("cpu"), torch.float32) < 1e11

@@ -152,13 +152,14 @@ def trained_shape(module: PlainBert | CompactedBert) -> BertShape:
     return shape_of(module.config)
 
 
-def measure_peak(device: torch.device, dtype: torch.dtype, budget: float = 0.2) -> float:
+def measure_peak(device: torch.device, dtype: torch.dtype, budget: float = 0.5) -> float:
     """The best rate of a square matrix product, in floating-point operations per second.
 
-    The size doubles until the next one would take longer than `budget` seconds.
+    The size doubles until the next one would take longer than `budget` seconds. It begins where a product takes
+    milliseconds: on a busy machine a shorter one would measure nothing but the wait for the threads.
     """
     generator = torch.Generator(device).manual_seed(0)  # not the one that initialises models
-    repeats, size, best, next_takes = 4, 128, 0.0, 0.0
+    repeats, size, best, next_takes = 4, 512, 0.0, 0.0
     while size <= 8192 and next_takes < budget:
         matrix = torch.rand(size, size, generator=generator, device=device).to(dtype)
         out = torch.empty_like(matrix)
