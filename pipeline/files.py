@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from pipeline.errors import UserError
 
 _HASH_BLOCK = 1 << 22
@@ -13,9 +15,12 @@ _HASH_BLOCK = 1 << 22
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an OSError inside the block (disk full, read-only, no permission) into a sentence about `path`."""
+    """Turn an error of the file system inside the block (disk full, read-only, no permission) into a sentence about
+    `path`. Those that safetensors meets are no OSErrors."""
     try:
         yield
+    except SafetensorError as error:
+        raise UserError(f"{path}: cannot write: {error}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
 

@@ -68,7 +68,7 @@ def main() -> int:
     from pipeline.engine import distributed
 
     # The watch ends a job that hangs, and says where; this is for what happens before it is there.
-    world = distributed.start(timeout_minutes=max(30.0, 2 * recipe.train.hang_minutes))
+    world = distributed.start(timeout_minutes=max(10.0, 2 * recipe.train.hang_minutes))
     finished = train(recipe, arguments, world)
     ignore()
     distributed.stop()
@@ -111,6 +111,7 @@ def run(recipe: Recipe, inputs: Inputs, directory: Path, world: "World", watch: 
     )
     if inputs.checkpoint:
         trainer.resume(inputs.checkpoint)
+        inputs.checkpoint = None  # it maps files that are to be deleted one day
         if log:
             log.say(f"resumed from {directory / 'checkpoints' / f'step_{first_step}'}")
     finished = trainer.run()
@@ -134,13 +135,15 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
 
     Every rank reads for itself, and none communicates.
     """
+    from pipeline.compaction.model import CompactedBert
     from pipeline.data.cooccurrence import count_tokens
     from pipeline.data.manifest import TOKENIZER_NAME
     from pipeline.data.open import open_training_data
     from pipeline.data.vocabulary import load_tokenizer
     from pipeline.engine.checkpoint import read_checkpoint
+    from pipeline.engine.compaction import load_replay
     from pipeline.engine.deepspeed_config import load_deepspeed_config
-    from pipeline.engine.restore import restore_model
+    from pipeline.engine.restore import check_same_shards, restore_model
     from pipeline.models import PlainBert, build_model, check_same_tokenizer, start_from_counts
 
     deepspeed_config = load_deepspeed_config(deepspeed_path, recipe.train, ranks)
@@ -151,8 +154,11 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
     built = build_model(recipe, manifest.vocab_size)
     if recipe.train.embedding_init == "ppmi" and not checkpoint_path and isinstance(built.module, PlainBert):
         start_from_counts(built.module, count_tokens(data.sources[0]))
+    if recipe.compaction.replay and isinstance(built.module, CompactedBert):
+        load_replay(recipe.compaction.replay, built.module.groups, recipe.compaction.increments)
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
     if checkpoint:
+        check_same_shards(data, checkpoint)
         restore_model(built.module, recipe, checkpoint)
         built.head_is_new = checkpoint.recorded("head_is_new")
     return Inputs(deepspeed_config, data, heldout, built, checkpoint)

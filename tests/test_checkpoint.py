@@ -1,7 +1,9 @@
 """Checkpoints and run directories: what was written is read, damage is noticed, and nothing is lost over it."""
 
+import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -151,7 +153,9 @@ def test_the_last_k_stay_in_numerical_order(tmp_path):
 def test_every_nth_stays_for_ever(tmp_path):
     save(tmp_path, *range(1, 13), keep=2, keep_every=5)
     assert [path.name for path in all_checkpoints(tmp_path)] == ["step_5", "step_10", "step_11", "step_12"]
-    save(tmp_path, 7, keep=2, keep_every=5)  # resumed at 5: all later ones must have been broken
+    for step in (10, 11, 12):
+        flip_bit(tmp_path / f"step_{step}" / "config.json", 9)
+    save(tmp_path, 7, keep=2, keep_every=5)  # resumed at 5
     assert [path.name for path in all_checkpoints(tmp_path)] == ["step_5", "step_7"]
 
 
@@ -251,6 +255,47 @@ for fatal in itertools.count(1):
         break
 print(fatal)
 """
+
+
+def test_a_disk_that_fills_up_under_the_tensors_is_said_in_a_sentence(tmp_path):
+    """safetensors reports it as an error of its own; here from the system's limit on the size of a file."""
+    save(tmp_path, 2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"step_4: cannot write: .*File too large"):
+            save(tmp_path, 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert newest_complete(tmp_path) == (tmp_path / "step_2", [])
+    assert names(save(tmp_path, 4).parent) == ["latest", "step_2", "step_4"]
+
+
+def test_one_that_went_bad_since_does_not_count_among_those_that_stay(tmp_path):
+    save(tmp_path, 2, 4, keep=2)
+    flip_bit(tmp_path / "step_4" / "exp_avg.safetensors", 999)
+    save(tmp_path, 6, keep=2)
+    assert names(tmp_path) == ["latest", "step_2", "step_4", "step_6"]
+    save(tmp_path, 8, keep=2)
+    assert names(tmp_path) == ["latest", "step_6", "step_8"]
+
+
+def test_a_newer_one_that_is_whole_after_all_is_not_deleted(tmp_path):
+    """It could not be read for a moment, and the run went on from an older one."""
+    save(tmp_path, 2, 4)
+    save(tmp_path, 3, keep=2)
+    assert names(tmp_path) == ["latest", "step_2", "step_3", "step_4"]
+
+
+def test_an_old_one_that_cannot_be_deleted_yet_goes_the_next_time(tmp_path, monkeypatch):
+    """As on NFS, where a file that another process reads keeps its directory."""
+    save(tmp_path, 2, 4)
+    monkeypatch.setattr(os, "rmdir", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOTEMPTY, "not empty")))
+    save(tmp_path, 6, keep=2)
+    monkeypatch.undo()
+    assert names(tmp_path) == ["latest", "step_2", "step_4", "step_6"]
+    save(tmp_path, 8, keep=2)
+    assert names(tmp_path) == ["latest", "step_6", "step_8"]
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):

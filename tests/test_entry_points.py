@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from faults.processes import free_port
 from run_support import prepare, recipe_values, train_command, write_recipe
 
 DEEPSPEED = Path(sys.executable).with_name("deepspeed")
@@ -57,19 +58,22 @@ atexit.register(note)
 
 # What `deepspeed SCRIPT --help` does on one machine, for every script at once: its imports cost more than the rest.
 LAUNCH_ALL = """
-import base64, json, os, sys
+import base64, json, os, socket, sys
 from pathlib import Path
 from deepspeed.launcher import launch
 
 world = base64.urlsafe_b64encode(json.dumps({"localhost": [0, 1]}).encode()).decode()
 options = [f"--world_info={world}", "--node_rank=0", "--master_addr=127.0.0.1"]
 for number, script in enumerate(sys.argv[2:]):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     if os.fork() == 0:
         output = Path(sys.argv[1]) / Path(script).stem
         for stream, suffix in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{output}.{suffix}", os.O_CREAT | os.O_WRONLY), stream)
         os.environ["TEST_TRACE"] += f"/{output.name}_launcher"
-        sys.argv = ["launch.py", *options, f"--master_port={29611 + number}", script, "--help"]
+        sys.argv = ["launch.py", *options, f"--master_port={port}", script, "--help"]
         launch.main()
         sys.exit(0)
     if number % 2:
@@ -108,7 +112,7 @@ class Copy:
                 "--num_accelerators",
                 "2",
                 "--master_port",
-                "29631",
+                str(free_port()),
                 str(self.root / script),
             ],
         }[way]
@@ -189,7 +193,7 @@ def errors(err: str) -> list[str]:
     return [line for line in err.splitlines() if line.startswith("error: ")]
 
 
-def wait_for(condition, process: subprocess.Popen[str], seconds: float = 90) -> None:
+def wait_for(condition, process: subprocess.Popen[str], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
@@ -199,7 +203,7 @@ def wait_for(condition, process: subprocess.Popen[str], seconds: float = 90) -> 
 def test_a_run_through_the_launcher_stops_refuses_resumes_and_ends(copy, tmp_path):
     inputs = prepare(tmp_path)
     values = recipe_values(inputs["shards"], inputs["teacher"])
-    values["train"] |= {"steps": 150, "checkpoint_every": 10_000, "log_every": 1, "evaluate_every": 10_000}
+    values["train"] |= {"steps": 300, "checkpoint_every": 10_000, "log_every": 1, "evaluate_every": 10_000}
     write_recipe(inputs["recipe"], values)
     run = tmp_path / "run"
     arguments = train_command(inputs, run)
@@ -208,33 +212,33 @@ def test_a_run_through_the_launcher_stops_refuses_resumes_and_ends(copy, tmp_pat
     started = copy.start(REAL_RUN, "launcher", *arguments)
     wait_for(lambda: metrics.is_file() and metrics.read_text().count("\n") >= 3, started)
     (run / "stop").touch()
-    out, err = started.communicate(timeout=60)
+    out, err = started.communicate(timeout=240)
     assert started.returncode == 75, err
     assert "Traceback" not in err and errors(err) == [] and "stopped on request at step" in out
     stopped_at = int((run / "checkpoints" / "latest").read_text().removeprefix("step_"))
-    assert 3 <= stopped_at < 150 and not (run / "stop").exists()
+    assert 3 <= stopped_at < 300 and not (run / "stop").exists()
     assert len(metrics.read_text().splitlines()) == stopped_at
 
     # Without a launcher that would end the other rank, each must find its own way out, and one of them speak.
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29632"}
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     options = [*arguments, "--train.lr", "0.5"]
     ranks = [copy.start(REAL_RUN, "script", *options, RANK=r, LOCAL_RANK=r, **world) for r in "01"]
     resumed = copy.start(REAL_RUN, "launcher", *arguments)
     said = []
     for process in ranks:
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=240)
         assert process.returncode == 2 and "Traceback" not in err, err
         said.append(errors(err))
     assert len(said[0]) == 1 and said[1] == [] and "holds another run: its train.lr" in said[0][0]
 
-    out, err = resumed.communicate(timeout=90)
+    out, err = resumed.communicate(timeout=240)
     assert resumed.returncode == 0, err
     assert f"resumed from {run}/checkpoints/step_{stopped_at}" in out and "Traceback" not in err
     assert copy.imported_from(REAL_RUN, "launcher") == {str(copy.root / "pipeline" / "__init__.py")}
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == list(range(1, 151))
+    assert steps == list(range(1, 301))
 
     folded = copy.start("pipeline/fold.py", "script", "--run", str(run), "--output", str(tmp_path / "student"))
-    out, err = folded.communicate(timeout=60)
+    out, err = folded.communicate(timeout=240)
     assert folded.returncode == 0, err
-    assert json.loads((tmp_path / "student" / "fold.json").read_text())["step"] == 150
+    assert json.loads((tmp_path / "student" / "fold.json").read_text())["step"] == 300

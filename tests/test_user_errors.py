@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from transformers import RobertaConfig
 from pipeline import fold, train
 from pipeline.compaction.schedule import Schedule
 from pipeline.config import load_recipe
+from pipeline.data.manifest import read_manifest
 from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine.checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
 from pipeline.engine.run_directory import record_start
@@ -175,6 +177,16 @@ MISTAKES = {
         EXIT_USAGE,
         ["check_grad_overflow must stay on"],
     ),
+    "unmeasured gradients": (
+        use_deepspeed(zero_optimization={"stage": 1, "compute_grad_norm": False}),
+        EXIT_USAGE,
+        ["compute_grad_norm must stay on"],
+    ),
+    "missing replay": (
+        lambda i: rewrite(i, compaction={"replay": "/nowhere/selection.jsonl"}),
+        EXIT_USAGE,
+        ["compaction.replay /nowhere/selection.jsonl does not exist"],
+    ),
     "one checkpoint": (lambda i: rewrite(i, train={"keep_checkpoints": 1}), EXIT_USAGE, ["must be at least 2, not 1"]),
     "kept at odd steps": (
         lambda i: rewrite(i, train={"keep_every": 3}),
@@ -282,6 +294,20 @@ def test_a_checkpoint_of_an_earlier_version_is_refused(inputs, unfinished, monke
     part = "step 2 was written by an earlier version of this program (its trainer.json has no narrowed)"
     refused(monkeypatch, train.main, train_command(inputs, unfinished), EXIT_DATA, part)
     assert contents(unfinished) == before
+
+
+def test_shards_that_are_no_longer_those_of_the_run_are_refused(inputs, tmp_path, monkeypatch):
+    """Built anew with the documents in another order: the run would take some windows twice and some never."""
+    run = tmp_path / "run"
+    script = [sys.executable, ROOT / "pipeline" / "train.py", *train_command(inputs, run)]
+    subprocess.run(script, check=True, capture_output=True, env=clean_environment())
+    manifest = read_manifest(inputs["shards"])
+    replace(manifest, shards=manifest.shards[::-1]).write(inputs["shards"])
+    (run / "lock").unlink()  # the one file that a refused run writes: who holds the directory
+    before = contents(run)
+    part = "holds other tokens than those that this run was trained on up to step 4: put the old shards back"
+    refused(monkeypatch, train.main, [*train_command(inputs, run), "--train.steps=6"], EXIT_USAGE, part)
+    assert contents(run) == before
 
 
 def test_a_directory_or_file_of_the_users_is_left_alone(inputs, tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ from shard_support import tiny_shards
 
 STAGES = [0, 1, 2, 3]
 STEPS, CHECKPOINT, LATER_CHECKPOINT = 12, 4, 8
-"""The schedule ends, and the model is narrowed, between the two checkpoints."""
+"""The first lies in the warm-up; between the two the schedule ends and the model is narrowed."""
 
 
 def write_recipe(directory: Path, shards: Path, teacher: Path, **changes: dict) -> Path:
@@ -37,6 +37,7 @@ def write_recipe(directory: Path, shards: Path, teacher: Path, **changes: dict) 
             "global_batch": 16,
             "lr": 1e-3,
             "compactor_lr": 2e-3,
+            "warmup": 0.5,
             "dropout": 0.1,
             "checkpoint_every": CHECKPOINT,
             "evaluate_every": 5,
@@ -77,7 +78,7 @@ def run_jobs(directory: Path, ranks: int, jobs: dict[str, tuple[Path, Path]]) ->
     ]
     listing = directory / f"jobs_{ranks}_{next(iter(jobs))}.json"
     listing.write_text(json.dumps(lines))
-    command = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", str(29700 + ranks)]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     worker = str(ROOT / "tests" / "train_worker.py")
     result = subprocess.run([sys.executable, *command, worker, str(listing)], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]

@@ -57,9 +57,9 @@ class TaylorScores:
         self.sums = {name: torch.zeros(gate.group.size, dtype=torch.float64) for name, gate in gates.items()}
 
     def add(self, gradients: dict[str, Tensor]) -> None:
-        """Take the gradients (size,) of one optimizer step."""
+        """Take the gradients (size,) of one optimizer step, on the CPU."""
         for name, gradient in gradients.items():
-            self.sums[name] += gradient.double().cpu().square()
+            self.sums[name] += gradient.double().square()
         self.steps += 1
 
     def scores(self) -> dict[str, Tensor]:

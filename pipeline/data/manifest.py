@@ -57,6 +57,11 @@ class Manifest:
     def documents(self) -> int:
         return sum(shard.documents for shard in self.shards)
 
+    @property
+    def tokens_hash(self) -> str:
+        """Hex SHA-256 that identifies the stream of tokens: all shards in order, bodies and indices."""
+        return hashlib.sha256("".join(s.sha256_bin + s.sha256_idx for s in self.shards).encode()).hexdigest()
+
     def to_bytes(self) -> bytes:
         """The one way this manifest is written; two equal manifests are equal byte for byte."""
         fields = {

@@ -28,6 +28,7 @@ class WindowSource:
 
     def __init__(self, directory: Path, manifest: Manifest, vocabulary: Vocabulary, window_tokens: int) -> None:
         self.directory = directory
+        self.tokens_hash = manifest.tokens_hash
         self.vocabulary = vocabulary
         self.content = window_tokens - 2
         self.readers = [IndexedReader(directory / shard.name) for shard in manifest.shards]

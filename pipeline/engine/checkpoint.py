@@ -57,7 +57,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int, keep_eve
     """Write `directory`/step_N under a temporary name, rename it, point `latest` to it, drop older ones.
 
     Args:
-        keep: checkpoints that stay, the new one included.
+        keep: whole checkpoints that stay, the new one included.
         keep_every: besides, those stay whose step is a multiple of this; 0 for none.
 
     Raises:
@@ -82,14 +82,22 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int, keep_eve
         os.replace(temporary, final)
         sync_directory(directory)
     write_atomically(directory / "latest", f"{final.name}\n".encode())
-    # Newer ones are broken, or this run would have gone on from them; they must not push out this one.
-    others = [path for path in all_checkpoints(directory) if path != final]
-    older = [path for path in others if step_of(path) < checkpoint.step]
-    newer, superseded = others[len(older) :], older[: max(len(older) + 1 - keep, 0)]
-    with writing(directory):
-        for path in [*newer, *(old for old in superseded if not keep_every or step_of(old) % keep_every)]:
-            shutil.rmtree(path)
+    for path in _superseded(directory, final, keep, keep_every):
+        # What somebody still reads cannot be deleted everywhere (NFS); the next time will do.
+        shutil.rmtree(path, ignore_errors=True)
     return final
+
+
+def _superseded(directory: Path, final: Path, keep: int, keep_every: int) -> list[Path]:
+    """The checkpoints that are of no use once `final` is there."""
+    others = [path for path in all_checkpoints(directory) if path != final]
+    older = [path for path in others if step_of(path) < step_of(final)]
+    # Newer ones were broken, or this run would have gone on from them. They must not push out this one.
+    gone = [path for path in others[len(older) :] if why_incomplete(path)]
+    whole = 1
+    while older and whole < keep:  # one that went bad since it was written does not count
+        whole += why_incomplete(older.pop()) is None
+    return gone + [path for path in older if not keep_every or step_of(path) % keep_every]
 
 
 def _require_space(final: Path, checkpoint: Checkpoint) -> None:

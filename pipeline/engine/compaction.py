@@ -46,14 +46,16 @@ class CompactionState:
         return records
 
     def gate_gradients(self, engine: Any) -> dict[str, Tensor]:
-        """The gate gradients (size,) of the whole global batch, none if they are not scored.
+        """The gate gradients (size,) of the whole global batch, on the CPU; none if they are not scored.
 
         To be called before DeepSpeed's step, which may change the loss scale.
         """
         gradients = {name: gate.value.grad for name, gate in self.model.gates.items() if gate.value.grad is not None}
         if not gradients:
             return {}
-        flat = self.world.mean(torch.cat([g.double() for g in gradients.values()])) / (LossScaler(engine).scale or 1.0)
+        # All in one message to the other ranks and in one to the host.
+        mean = self.world.mean(torch.cat([gradient.double() for gradient in gradients.values()])).cpu()
+        flat = mean / (LossScaler(engine).scale or 1.0)
         return dict(zip(gradients, flat.split([len(g) for g in gradients.values()]), strict=True))
 
     def after_step(self, gradients: dict[str, Tensor]) -> None:

@@ -111,6 +111,8 @@ def _check_combination(path: Path, config: dict[str, Any]) -> None:
             raise UserError(f"{path}: zero_optimization.{name} to nvme is not supported; offload to cpu")
         if device != "none" and zero.get("stage", 0) < least:
             raise UserError(f"{path}: zero_optimization.{name} needs stage {least}{' or more' if least < 3 else ''}")
+    if zero.get("compute_grad_norm") is False:
+        raise UserError(f"{path}: zero_optimization.compute_grad_norm must stay on: without it gradients go unchecked")
     if config.get("bf16", {}).get("check_grad_overflow") is False:
         raise UserError(f"{path}: bf16.check_grad_overflow must stay on, it skips steps whose gradient is not finite")
     for section, key in (

@@ -66,9 +66,13 @@ class World:
             result = action()
         except UserError as caught:
             error = caught
+        except Exception as caught:
+            # No mistake of the user's: this rank shows where it was, the others need not wait for it.
+            self.gather(RuntimeError(f"rank {self.rank} failed: {caught!r}"))
+            raise
         first = next((error for error in self.gather(error) if error is not None), None)
         if first is not None:
-            raise self.said_once(first)
+            raise self.said_once(first) if isinstance(first, UserError) else first
         return result
 
     def said_once(self, error: UserError) -> UserError:
@@ -85,11 +89,20 @@ class World:
 
 
 def adopt_launcher_environment() -> None:
-    """Set RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* from whatever started this process; alone: one rank."""
+    """Set RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* from whatever started this process; alone: one rank.
+
+    Raises:
+        UserError: ranks run on several nodes, and none was told where rank 0 is.
+    """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     launcher = next((own for own in _LAUNCHERS if all(name in os.environ for name in own)), None)
     if "RANK" not in os.environ and launcher:
         os.environ.update({name: os.environ[own] for name, own in zip(names, launcher, strict=True)})
+    if "MASTER_ADDR" not in os.environ and os.environ.get("WORLD_SIZE", "1") != "1" and _spans_nodes():
+        raise UserError(
+            "the ranks run on several nodes and MASTER_ADDR is not set: set it to the name of the first node, on all "
+            "(mpirun -x MASTER_ADDR=NODE; slurm/train.sbatch does it by itself)"
+        )
     for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, alone)
     if os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ:
@@ -99,6 +112,15 @@ def adopt_launcher_environment() -> None:
     os.environ.setdefault("MASTER_PORT", "29500")
 
 
+def _spans_nodes() -> bool:
+    """Whether Open MPI, MPICH or SLURM has started ranks on other nodes too."""
+    own = os.environ
+    ranks = (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"), ("PMI_SIZE", "MPI_LOCALNRANKS"))
+    return own.get("SLURM_STEP_NUM_NODES", "1") != "1" or any(
+        here in own and own.get(everywhere) != own[here] for everywhere, here in ranks
+    )
+
+
 def start(timeout_minutes: float = 30) -> World:
     """Join the process group: nccl on GPUs, gloo on CPUs."""
     import deepspeed
@@ -106,13 +128,15 @@ def start(timeout_minutes: float = 30) -> World:
     from deepspeed.accelerator import get_accelerator
 
     adopt_launcher_environment()
-    local_rank = int(os.environ["LOCAL_RANK"])
     on_cpu = get_accelerator().device_name() == "cpu"
     if on_cpu:
         # Otherwise the first collective compiles a shared-memory extension and needs a C++ compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         device = torch.device("cpu")
     else:
+        # Some clusters let every rank see its own GPU alone. DeepSpeed reads LOCAL_RANK too.
+        local_rank = int(os.environ["LOCAL_RANK"]) % max(get_accelerator().device_count(), 1)
+        os.environ["LOCAL_RANK"] = str(local_rank)
         device = torch.device(get_accelerator().device_name(local_rank))
         get_accelerator().set_device(local_rank)
     deepspeed.init_distributed(

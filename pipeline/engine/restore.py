@@ -6,7 +6,9 @@ from pipeline.compaction.fold import kept_indices
 from pipeline.compaction.model import CompactedBert
 from pipeline.compaction.schedule import Schedule
 from pipeline.config import Recipe
+from pipeline.data.loader import TrainingData
 from pipeline.engine.checkpoint import Checkpoint
+from pipeline.errors import UserError
 from pipeline.models import PlainBert, load_parameters
 
 SELECTED = "selected_at."
@@ -27,6 +29,21 @@ def restore_model(module: PlainBert | CompactedBert, recipe: Recipe, checkpoint:
         if checkpoint.recorded("narrowed"):
             module.narrow(kept_indices(module))
     load_parameters(module, checkpoint.tensors["parameters"])
+
+
+def check_same_shards(data: TrainingData, checkpoint: Checkpoint) -> None:
+    """Refuse shards that were built anew since: the run would go on at its place in another order of other text.
+
+    Raises:
+        UserError: the shards under this path are not those that the checkpoint was trained on.
+    """
+    recorded = checkpoint.trainer.get("shards")  # some versions before did without
+    for number, source in enumerate(data.sources):
+        if recorded is not None and recorded[number] != source.tokens_hash:
+            raise UserError(
+                f"{source.directory} holds other tokens than those that this run was trained on up to step "
+                f"{checkpoint.step}: put the old shards back, or begin anew in another --output"
+            )
 
 
 def without_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

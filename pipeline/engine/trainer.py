@@ -158,8 +158,9 @@ class Trainer:
             if last or stopping or self.step % train.checkpoint_every == 0:
                 with self.telemetry.clock("checkpoint"):
                     self.save()
-            if stopping:
+            if result.stop:
                 self.stop.clear()
+            if stopping:
                 return False
         return True
 
@@ -382,6 +383,7 @@ class Trainer:
             "optimizer_steps": optimizer_steps(self.engine),
             "head_is_new": self.built.head_is_new,
             "narrowed": bool(self.compaction and self.compaction.model.narrowed),
+            "shards": [source.tokens_hash for source in self.data.sources],
             "consumed": self.data.consumed(self.step * self.recipe.train.global_batch),
             "judge": self.judge.state_dict(),
             "loss_scale": LossScaler(self.engine).state_dict(),

@@ -31,8 +31,8 @@ from pipeline.files import writing
 
 EXIT_HUNG = 70
 """Exit code of a rank that ended because the job got no further."""
-STARTUP_MINUTES = 30.0
-"""What the first step may take: libraries load, compile and connect then."""
+STARTUP_MINUTES = 10.0
+"""What the first step may take at least: libraries load, compile and connect then."""
 STACKS = "stacks"
 _DUMP = signal.SIGUSR2
 _TICK_SECONDS = 1.0
