@@ -3,7 +3,7 @@
     python benchmarks/checkpoints.py --text SPEC... --tokenizer DIR --output DIR --json FILE
 
 1. A BERT of BERT-base's shape with random weights; shards of the text's beginning.
-2. Three steps of a compacted run on one rank, with a checkpoint after each, at full width; a second run is narrow from
+2. Four steps of a compacted run on one rank, with a checkpoint after each, at full width; a second run is narrow from
    its second step on. The run directory lies on the disk that --output is on.
 3. The seconds of writing the last one, its size, and the seconds between checkpoints that keep them under 5 %.
 """
@@ -27,7 +27,7 @@ from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
 from pipeline.stages import StageRunner, cpu_precision
 
-STEPS = 3
+STEPS = 4
 WIDTHS = {"full width": STEPS - 1, "narrowed": 0}
 """At which step the gates begin to close; a step later the run is narrow, if it still goes on."""
 SHARE = 0.05
@@ -47,7 +47,8 @@ def measure(run: Path) -> dict[str, float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     checkpoint = run / "checkpoints" / f"step_{STEPS}"
     size = sum(path.stat().st_size for path in checkpoint.iterdir())
-    # A checkpoint is counted in the step logged after it: the last of them here is that of step 2.
+    # A checkpoint is counted in the step logged after it: the last of them here is that of step 3, the first that
+    # deletes another one.
     return {"seconds": lines[-1]["time_ms"]["checkpoint"] / 1e3, "gigabytes": size / 1e9}
 
 
