@@ -64,6 +64,16 @@ def train_folded(trainings: Trainings, start_rate: float, rate: float, seed: int
     return trainings.train(name, "continued", "--teacher.path", start, *rates, *length)
 
 
+def table(rows: dict[str, Any]) -> str:
+    """The rows as Markdown."""
+    lines = []
+    for name, row in rows.items():
+        loss, accuracy = row["loss"], row["accuracy"]
+        cells = [f"{row['rate']:g}", f"{loss['mean']:.3f} ± {loss['std']:.3f}", f"{100 * accuracy['mean']:.1f} %"]
+        lines.append([name, *cells])
+    return markdown(["", "learning rate", "held-out loss", "accuracy"], lines)
+
+
 def main() -> int:
     arguments = parse_arguments()
     if arguments.steps <= FOLDED_AT or arguments.steps % FOLDED_AT:
@@ -76,12 +86,7 @@ def main() -> int:
     head = {"machine": machine(), "versions": versions(), "commit": commit(), "steps": trainings.steps}
     head |= {"folded_at": FOLDED_AT, "tokens": trainings.steps * BATCH * TOKENS}
     write_atomically(arguments.json, (json.dumps({**head, "rows": rows}, indent=1) + "\n").encode())
-    lines = []
-    for name, row in rows.items():
-        loss, accuracy = row["loss"], row["accuracy"]
-        cells = [f"{row['rate']:g}", f"{loss['mean']:.3f} ± {loss['std']:.3f}", f"{100 * accuracy['mean']:.1f} %"]
-        lines.append([name, *cells])
-    print(markdown(["", "learning rate", "held-out loss", "accuracy"], lines))
+    print(table(rows))
     return EXIT_DONE
 
 

@@ -271,9 +271,9 @@ def test_a_disk_that_fills_up_under_the_tensors_is_said_in_a_sentence(tmp_path):
     assert names(save(tmp_path, 4).parent) == ["latest", "step_2", "step_4"]
 
 
-def test_one_that_went_bad_since_does_not_count_among_those_that_stay(tmp_path):
+def test_one_that_was_cut_since_does_not_count_among_those_that_stay(tmp_path):
     save(tmp_path, 2, 4, keep=2)
-    flip_bit(tmp_path / "step_4" / "exp_avg.safetensors", 999)
+    os.truncate(tmp_path / "step_4" / "exp_avg.safetensors", 99)
     save(tmp_path, 6, keep=2)
     assert names(tmp_path) == ["latest", "step_2", "step_4", "step_6"]
     save(tmp_path, 8, keep=2)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from benchmarks import first_comparison
+from benchmarks import first_comparison, narrowed_or_folded
 from benchmarks.trainings import beginning, best_of
 from pipeline.config import load_recipe
 from pipeline.errors import DataError
@@ -55,10 +55,11 @@ def test_the_table_shows_mean_deviation_and_glue():
     assert len(lines) == 4 and "0.812 ± 0.004" in lines[2] and "3.500 ± 0.010" in lines[3] and "0.001" in lines[3]
 
 
-def test_the_document_shows_the_tables_of_the_results():
+@pytest.mark.parametrize("benchmark", [first_comparison, narrowed_or_folded])
+def test_the_document_shows_the_tables_of_the_results(benchmark):
     document = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
-    results = list((ROOT / "benchmarks" / "results").glob("*_first_comparison.json"))
+    results = list((ROOT / "benchmarks" / "results").glob(f"*_{benchmark.__name__.rpartition('.')[2]}.json"))
     assert results
     for path in results:
-        table = first_comparison.table(json.loads(path.read_text(encoding="utf-8"))["rows"])
+        table = benchmark.table(json.loads(path.read_text(encoding="utf-8"))["rows"])
         assert path.name in document and table.strip() in document

@@ -95,8 +95,8 @@ def _superseded(directory: Path, final: Path, keep: int, keep_every: int) -> lis
     # Newer ones were broken, or this run would have gone on from them. They must not push out this one.
     gone = [path for path in others[len(older) :] if why_incomplete(path)]
     whole = 1
-    while older and whole < keep:  # one that went bad since it was written does not count
-        whole += why_incomplete(older.pop()) is None
+    while older and whole < keep:  # one that lost a file since it was written does not count
+        whole += why_incomplete(older.pop(), hashes=False) is None
     return gone + [path for path in older if not keep_every or step_of(path) % keep_every]
 
 
@@ -111,10 +111,14 @@ def _require_space(final: Path, checkpoint: Checkpoint) -> None:
         )
 
 
-def why_incomplete(path: Path) -> str | None:
+def why_incomplete(path: Path, hashes: bool = True) -> str | None:
     """What is wrong with a checkpoint, in a sentence; None if every file is what was written.
 
     This is the only place that says what a complete checkpoint is.
+
+    Args:
+        hashes: read every file; without, sizes alone are compared. Reading gigabytes again at every save would take as
+            long as writing them.
     """
     try:
         files = json.loads((path / MARKER).read_bytes())
@@ -122,9 +126,10 @@ def why_incomplete(path: Path) -> str | None:
         if not missing <= files.keys():
             return f"{path / MARKER} does not list {', '.join(sorted(missing - files.keys()))}"
         for name, signature in files.items():
-            if _signature(path / name) != signature:
+            size = (path / name).stat().st_size
+            if size != signature["bytes"] or (hashes and _signature(path / name) != signature):
                 return f"{path / name} is not what was written (size or hash differs)"
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         return f"{path} has no readable {MARKER}, or a file is missing ({error})"
     return None
 
