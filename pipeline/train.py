@@ -66,9 +66,10 @@ def main() -> int:
     recipe = load_recipe(arguments.config, overrides).with_absolute_paths()
 
     from pipeline.engine import distributed
+    from pipeline.engine.watch import STARTUP_MINUTES
 
     # The watch ends a job that hangs, and says where; this is for what happens before it is there.
-    world = distributed.start(timeout_minutes=max(10.0, 2 * recipe.train.hang_minutes))
+    world = distributed.start(timeout_minutes=max(STARTUP_MINUTES, 2 * recipe.train.hang_minutes))
     finished = train(recipe, arguments, world)
     ignore()
     distributed.stop()

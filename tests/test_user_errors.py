@@ -26,6 +26,7 @@ from pipeline.config import load_recipe
 from pipeline.data.manifest import read_manifest
 from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine.checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
+from pipeline.engine.distributed import adopt_launcher_environment
 from pipeline.engine.run_directory import record_start
 from pipeline.errors import EXIT_DATA, EXIT_USAGE, UserError
 from pipeline.models import build_model, save_config
@@ -397,3 +398,21 @@ def test_the_frame_itself_as_a_script(inputs, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=clean_environment())
     assert_one_sentence(done.returncode, done.stderr, EXIT_USAGE, "there is no key train.setps")
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+        | {"OMPI_COMM_WORLD_LOCAL_SIZE": "2"},
+        {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_NODES": "2"},
+    ],
+    ids=["mpirun", "srun"],
+)
+def test_ranks_on_several_nodes_must_know_the_first(monkeypatch, variables):
+    monkeypatch.setattr(os, "environ", dict(variables))
+    with pytest.raises(UserError, match="MASTER_ADDR is not set: set it to the name of the first node"):
+        adopt_launcher_environment()
+    monkeypatch.setattr(os, "environ", variables | {"MASTER_ADDR": "node1"})
+    adopt_launcher_environment()
+    assert os.environ["RANK"] == "1" and os.environ["WORLD_SIZE"] == "4" and os.environ["MASTER_ADDR"] == "node1"
