@@ -20,7 +20,18 @@ from pipeline import train
 from pipeline.config import load_recipe
 from pipeline.engine import distributed
 from pipeline.engine.compaction import CompactionState
+from pipeline.engine.trainer import Trainer
 
+train_to_the_end = Trainer.run
+
+
+def run(self: Trainer) -> bool:
+    """Train as ever, holding no file of a checkpoint: that one is to be deleted on the way."""
+    assert "/checkpoints/" not in Path("/proc/self/maps").read_text()
+    return train_to_the_end(self)
+
+
+Trainer.run = run
 torch.set_num_threads(1)
 world = distributed.start(timeout_minutes=5)
 narrowing_due = CompactionState.narrowing_due
