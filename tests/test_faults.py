@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,9 +57,11 @@ def prove_that_differences_are_seen(run: Path, reference: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_killed_twenty_times_every_run_ends_as_if_nothing_had_happened(tmp_path):
+    """Writes its results file."""
     from faults.run import run
 
-    report = run(ALL_KILLS, seed=1, directory=tmp_path)
+    results = ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}_faults.json"
+    report = run(ALL_KILLS, seed=1, directory=tmp_path, json_path=results)
     assert report["kills"] == ALL_KILLS and report["all_equal"], json.dumps(report["rows"], indent=1)
     assert report["checkpoints_half_written"] > 0
 
