@@ -30,7 +30,7 @@ from benchmarks.steps import MicroBatch, make_batches, masked_lm_loss
 from pipeline.compaction.model import CompactedBert
 from pipeline.engine.optimizer import build_optimizer, parameter_groups
 from pipeline.engine.setup import compile_forward
-from pipeline.environment import commit, machine, versions
+from pipeline.environment import measured, require_compiler
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
@@ -90,15 +90,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=positive_int, default=5)
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the results go")
     arguments = parser.parse_args()
+    require_compiler("this benchmark", "cpu")
     torch.set_num_threads(1)
+    head = measured(not_measured="GPUs, bf16, several threads")
     rows = {"adamw": measure_adamw(arguments.rounds), "compile": measure_compile(arguments.rounds)}
     cells = []
     for name, row in rows.items():
         medians = (f"{statistics.median(row['seconds'][way]):.3f}" for way in ("plain", "fast"))
         cells.append([name, *medians, f"{row['times_as_fast']:.2f}"])
     print(markdown(["", "plain, s", "fast, s", "times as fast"], cells))
-    results = {"machine": machine(), "versions": versions(), "commit": commit(), "rows": rows}
-    write_atomically(arguments.json, (json.dumps(results, indent=1) + "\n").encode())
+    write_atomically(arguments.json, (json.dumps({**head, "rows": rows}, indent=1) + "\n").encode())
     return EXIT_DONE
 
 

@@ -21,7 +21,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from benchmarks.trainings import beginning
-from pipeline.environment import commit, machine, versions
+from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
@@ -54,6 +54,7 @@ def measure(run: Path) -> dict[str, float]:
 
 def main() -> int:
     arguments = parse_arguments()
+    head = measured(not_measured="GPUs, several ranks, other disks")
     output = arguments.output.resolve()
     stages = StageRunner(output / "logs", ranks=1)
     text, shards, teacher = output / "text.txt", output / "shards", output / "teacher"
@@ -77,7 +78,6 @@ def main() -> int:
         options = (*how, *data, *schedule, *length, *batch)
         stages.run("pipeline/train.py", *options, "--output", run, launcher=True)
         rows[name] = measure(run)
-    head = {"machine": machine(), "versions": versions(), "commit": commit()}
     write_atomically(arguments.json, (json.dumps({**head, "rows": rows}, indent=1) + "\n").encode())
     lines = []
     for name, row in rows.items():

@@ -7,7 +7,7 @@
    see the same number of tokens and end with the same shape, a third of the teacher's encoder.
 3. Fold; held-out loss and accuracy of all three seeds on every window.
 4. GLUE tasks (three fine-tuning seeds) of seed 1 of the main variants, and of the teacher.
-5. Table, and FILE with machine, versions and commit, after every row.
+5. Table, and FILE, after every row.
 
 Started again with the same directory, it goes on where it stopped. With --only two processes can share the work, each
 on its own cores; a start without it then has only the rest to do.
@@ -24,7 +24,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.trainings import BATCH, SEEDS, TOKENS, Trainings, add_arguments, best_of
-from pipeline.environment import commit, machine, versions
+from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
@@ -126,11 +126,12 @@ def main() -> int:
     only = arguments.only.split(",") if arguments.only else names
     if unknown := set(only) - set(names):
         raise UserError(f"--only: there is no variant {sorted(unknown)[0]!r}; known are {', '.join(names)}")
+    left_out = f"other teachers and numbers of steps; GLUE{' of students of seeds 2 and 3' if arguments.glue else ''}"
+    head = measured(not_measured=left_out)
     trainings = Trainings(arguments)
     teacher = trainings.score(trainings.teacher, "teacher")
     rows: dict[str, Any] = {"teacher": {key: {"mean": value, "std": 0.0} for key, value in teacher.items()}}
-    head = {"machine": machine(), "versions": versions(), "commit": commit(), "steps": trainings.steps}
-    head["tokens"] = trainings.steps * BATCH * TOKENS
+    head |= {"steps": trainings.steps, "tokens": trainings.steps * BATCH * TOKENS}
 
     def report(name: str, **columns: Any) -> None:
         """Keep what there is after every row."""

@@ -7,7 +7,7 @@
 3. `folded`: the same runs, folded when the schedule has ended (step 200); the plain student trains on alone, on as
    many tokens as the others have left, with a warm-up and a learning rate of its own.
 4. Both with three learning rates under seed 1; the best by held-out loss again under seeds 2 and 3.
-5. Table, and FILE with machine, versions and commit.
+5. Table and FILE.
 
 Started again with the same directory, it goes on where it stopped.
 """
@@ -22,7 +22,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.trainings import BATCH, TOKENS, Trainings, add_arguments, best_of
-from pipeline.environment import commit, machine, versions
+from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
@@ -78,13 +78,13 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.steps <= FOLDED_AT or arguments.steps % FOLDED_AT:
         raise UserError(f"--steps {arguments.steps} must be a multiple of {FOLDED_AT}, and more")
+    head = measured(not_measured="other teachers and numbers of steps; GLUE")
     trainings = Trainings(arguments)
     rows: dict[str, Any] = {}
     rows["narrowed"] = best_of(NARROWED_RATES, lambda rate, seed: train_narrowed(trainings, rate, seed))
     start = rows["narrowed"]["rate"]
     rows["folded"] = best_of(FOLDED_RATES, lambda rate, seed: train_folded(trainings, start, rate, seed))
-    head = {"machine": machine(), "versions": versions(), "commit": commit(), "steps": trainings.steps}
-    head |= {"folded_at": FOLDED_AT, "tokens": trainings.steps * BATCH * TOKENS}
+    head |= {"steps": trainings.steps, "folded_at": FOLDED_AT, "tokens": trainings.steps * BATCH * TOKENS}
     write_atomically(arguments.json, (json.dumps({**head, "rows": rows}, indent=1) + "\n").encode())
     print(table(rows))
     return EXIT_DONE

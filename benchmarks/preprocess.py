@@ -8,8 +8,8 @@
    megabytes of text a second from its start to its end, and the largest memory of a process.
 3. The dump: mwparserfromhell's tokenizer alone on the articles' wikitext, its whole parser, and our reader, which
    unpacks the dump, reads its XML, tokenizes wikitext and makes plain text of it.
-4. Table with the medians of the rounds, also of the ratios within each, and FILE with machine, versions and commit.
-   Nothing else should run on the machine meanwhile.
+4. Table with the medians of the rounds, also of the ratios within each, and FILE. Nothing else should run on the
+   machine meanwhile.
 """
 
 import argparse
@@ -30,7 +30,7 @@ if not __package__:
 
 os.environ["RAYON_NUM_THREADS"] = "1"
 
-from pipeline.environment import commit, machine, versions
+from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, DataError, run_entry_point
 from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
@@ -127,19 +127,19 @@ def build(text: Path, tokenizer: Path, workers: int) -> dict[str, float]:
 
 def run_round(files: dict[int, Path], tokenizer: Path) -> dict[str, dict[str, float]]:
     """Everything once, one after the other, so that what slows the machine down for minutes slows all of it."""
-    measured = {CEILING: {"mb_per_s": tokenizer_ceiling(tokenizer, files[LARGE])}}
+    figures = {CEILING: {"mb_per_s": tokenizer_ceiling(tokenizer, files[LARGE])}}
     for name, (size, workers) in BUILDS.items():
-        measured[name] = build(files[size], tokenizer, workers)
-    ceiling, one = measured[CEILING]["mb_per_s"], measured[ONE_WORKER]["mb_per_s"]
-    for row in measured.values():
+        figures[name] = build(files[size], tokenizer, workers)
+    ceiling, one = figures[CEILING]["mb_per_s"], figures[ONE_WORKER]["mb_per_s"]
+    for row in figures.values():
         row |= {"of_ceiling": row["mb_per_s"] / ceiling, "of_one_worker": row["mb_per_s"] / one}
-    return measured
+    return figures
 
 
 def medians(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Of every figure over the rounds; ratios are those within a round."""
     return {
-        name: {key: statistics.median(measured[name][key] for measured in rounds) for key in rounds[0][name]}
+        name: {key: statistics.median(figures[name][key] for figures in rounds) for key in rounds[0][name]}
         for name in rounds[0]
     }
 
@@ -175,7 +175,7 @@ def measure_dump(spec: str) -> dict[str, Any]:
 
 def main() -> int:
     arguments = parse_arguments()
-    results: dict[str, Any] = {"machine": machine(), "versions": versions(), "commit": commit()}
+    results = measured(not_measured="more than two workers, several machines, other tokenizers")
     everywhere = os.sched_getaffinity(0)
     with tempfile.TemporaryDirectory() as folder:
         files = write_text(arguments.text, Path(folder))
@@ -186,12 +186,12 @@ def main() -> int:
         save_tokenizer(arguments.tokenizer, saved, cased=False)
         os.sched_setaffinity(0, {CORES[0]})
         rounds = [run_round(files, saved) for _ in range(ROUNDS)]
-        results |= {"rounds": rounds, "medians": medians(rounds)}
+        results |= {"rounds": rounds, "rows": medians(rounds)}
         results["dumps"] = {Path(spec).name: measure_dump(spec) for spec in arguments.dump}
         os.sched_setaffinity(0, everywhere)
     rows = []
-    for name, row in results["medians"].items():
-        spread = [measured[name]["mb_per_s"] for measured in rounds]
+    for name, row in results["rows"].items():
+        spread = [figures[name]["mb_per_s"] for figures in rounds]
         cells = [f"{row['mb_per_s']:.2f}", f"{min(spread):.2f} to {max(spread):.2f}"]
         cells += [f"{row['of_ceiling']:.2f}", f"{row['of_one_worker']:.2f}"]
         rows.append([name, *cells, f"{row['peak_mb']:.0f}" if "peak_mb" in row else ""])

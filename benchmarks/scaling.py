@@ -8,11 +8,12 @@
 2. Ranks, modelled only, for BERT-base to the 11M student at the published 960 x 128 tokens per step, one micro-batch
    per rank: multiply-accumulates of one rank (the tokens are shared, but every rank composes for itself), and what
    each rank sends per step under every ZeRO stage (`pipeline.cost.sent_elements`; bf16, two bytes a number).
-3. FILE with machine, versions and commit, and a plot: lines are counted, points are measured.
+3. FILE and a plot: lines are counted, points are measured.
 """
 
 import argparse
 import json
+import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,11 +31,11 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullLocator
 
-from benchmarks.steps import Setting, build_models, make_batches, make_rows, measure, ratios
+from benchmarks.steps import PRECISIONS, Setting, build_models, make_batches, make_rows, measure, ratios
 from pipeline.compaction.shapes import BertShape, resolve_target
 from pipeline.cost import Batch, Variant, sent_elements, step_macs, trained_parameters
-from pipeline.environment import commit, machine, versions
-from pipeline.errors import EXIT_DONE, run_entry_point
+from pipeline.environment import measured
+from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.files import write_atomically, writing
 from pipeline.launch import positive_int
 
@@ -55,6 +56,7 @@ BYTES = 2
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the timed steps")
     said = "largest chained step to time, in 10^9 multiply-accumulates (default: %(default)s)"
     parser.add_argument("--measure-up-to", type=float, default=200.0, metavar="N", help=said)
     parser.add_argument(
@@ -93,16 +95,16 @@ class Point:
         """Multiples of the student's step, by form."""
         return {form: self.macs(form) / self.macs("student") for form in FORMS}
 
-    def measured(self, device: str, rounds: int) -> dict[str, float]:
-        """The same in seconds, in fp32."""
+    def timed(self, device: str, precision: str, rounds: int) -> dict[str, float]:
+        """The same in seconds, medians over rounds."""
         teacher, student = shapes(self.hidden, self.layers)
         batch = Batch(self.tokens // SEQ_LEN, SEQ_LEN, PREDICTED)
-        setting = Setting(teacher, student, batch, device, "fp32")
+        setting = Setting(teacher, student, batch, device, precision)
         batches = make_batches(setting)
         ids, positions, labels = (tensor[:4] for tensor in batches[0])
         rows = make_rows(setting, build_models(setting, (ids, positions, labels)), (*FORMS, "student"))
         measure(setting, rows, batches, rounds)
-        return {form: ratios(rows[form], rows["student"]) for form in FORMS}
+        return {form: statistics.median(ratios(rows[form], rows["student"])) for form in FORMS}
 
 
 def sweeps() -> Iterator[Point]:
@@ -195,18 +197,21 @@ def finish(axis: Axes, places: list[int], title: str, label: str) -> None:
 
 def main() -> int:
     arguments = parse_arguments()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no GPU here")
+    head = measured(not_measured="ranks, and steps above --measure-up-to: counted only")
     rows: dict[str, dict[str, Any]] = {}
     for point in sweeps():
         row: dict[str, Any] = {"sweep": point.sweep, "where": point.where, "counted": point.counted()}
         if point.macs("chained") <= arguments.measure_up_to * 1e9:
-            row["measured"] = point.measured(arguments.device, arguments.rounds)
+            row["measured"] = point.timed(arguments.device, arguments.precision, arguments.rounds)
         rows[f"{point.sweep} {point.where}"] = row
         print(f"{point.sweep} {point.where}: {row['counted']} {row.get('measured', 'not measured')}", flush=True)
     for ranks in RANKS:
         rows[f"ranks {ranks}"] = {"sweep": "ranks", "where": ranks, **ranks_row(ranks)}
-    results = {"machine": machine(), "versions": versions(), "commit": commit(), "device": arguments.device}
-    results |= {"measure_up_to_gmacs": arguments.measure_up_to, "rows": rows}
-    write_atomically(arguments.json, (json.dumps(results, indent=1) + "\n").encode())
+    head |= {"device": arguments.device, "precision": arguments.precision}
+    head |= {"measure_up_to_gmacs": arguments.measure_up_to}
+    write_atomically(arguments.json, (json.dumps({**head, "rows": rows}, indent=1) + "\n").encode())
     draw(rows, arguments.plot)
     return EXIT_DONE
 

@@ -7,7 +7,7 @@
    The benchmark ends with an error if not.
 3. Warm-up, in which the memory is measured; then rounds. Every round times one step of every row, so that the
    machine's drift meets all of them alike.
-4. Table, and FILE with machine, versions and commit.
+4. Table and FILE.
 
 A step is forward and backward over all micro-batches, and AdamW (fused, fp32 moments; under bf16 also fp32 master
 weights). Batches are random tokens, masked by the project's own masking: k = round(0.15 (n - 2)) of n tokens are
@@ -19,14 +19,18 @@ With several micro-batches in a step, `composed_once` and `narrowed_once` compos
 micro-batch. With --compile, masked-LM rows come a second time through torch.compile; one that compiles again while it
 is timed ends the benchmark.
 
-Columns: tokens/s is the median over rounds (in the file also all times); the ratios are medians over rounds, too.
+Columns: tokens/s is the median over rounds (in the file also all times). `times faster than chained` and `times the
+student's step` are medians of paired ratios: each is between two steps of one round, so they need not be those of the
+tokens/s. `least to most` is the range of the second over rounds; where it holds 1, the rounds do not even agree which
+is faster. `counted` is the same ratio in multiply-accumulates.
 Peak memory is parameters, gradients, moments, master weights of that row and what its step allocates. Utilisation =
 2 x multiply-accumulates of the step (pipeline.cost, no recomputation counted) / (seconds x matrix peak), where the
 peak is the best of this run's products of two large square matrices of the same precision.
 
 On CPUs with glibc, run it with MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864 in the
 environment: otherwise every large tensor is fresh memory from the kernel, and first touching it can cost more than
-computing it.
+computing it. With as many threads as cores pin them, on two cores with OMP_NUM_THREADS=2 GOMP_CPU_AFFINITY=0,1:
+otherwise two threads may share a core.
 """
 
 import argparse
@@ -45,7 +49,7 @@ import torch
 from benchmarks.steps import PRECISIONS, Row, Setting, build_models, make_batches, make_rows, measure, ratios
 from pipeline.compaction.shapes import BertShape, resolve_target
 from pipeline.cost import VARIANTS, Batch, step_macs, trained_parameters
-from pipeline.environment import commit, machine, versions
+from pipeline.environment import measured, require_compiler
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
@@ -82,7 +86,8 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
     """Check what fits together.
 
     Raises:
-        UserError: sizes that are no BERT, or numbers of tokens that do not divide.
+        UserError: sizes that are no BERT, numbers of tokens that do not divide, or no GPU or compiler where one is
+            asked for.
     """
     hidden, seq_len = arguments.hidden, arguments.seq_len
     micro_tokens = arguments.micro_tokens or arguments.tokens
@@ -93,6 +98,8 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
         )
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here")
+    if arguments.compile:
+        require_compiler("--compile", arguments.device)
     teacher = BertShape(
         layers=arguments.layers,
         hidden=hidden,
@@ -115,11 +122,14 @@ def summarise(setting: Setting, rows: dict[str, Row], peak: float) -> dict[str, 
         batch = replace(setting.batch, micro_batches=1) if once else setting.batch
         macs = step_macs(row.variant, setting.teacher, setting.student, batch)
         seconds = statistics.median(row.seconds)
+        faster = ratios(rows["chained"], row) if "chained" in rows else None
+        times = ratios(row, rows["student"]) if "student" in rows else None
         summary[name] = {
             "tokens_per_s": batch.tokens / seconds,
             "tokens_per_s_range": [batch.tokens / max(row.seconds), batch.tokens / min(row.seconds)],
-            "times_faster_than_chained": ratios(rows["chained"], row) if "chained" in rows else None,
-            "times_student_step": ratios(row, rows["student"]) if "student" in rows else None,
+            "times_faster_than_chained": statistics.median(faster) if faster else None,
+            "times_student_step": statistics.median(times) if times else None,
+            "times_student_step_range": [min(times), max(times)] if times else None,
             "peak_bytes": row.peak,
             "utilisation": 2 * macs / seconds / peak,
             "macs_per_step": macs,
@@ -135,19 +145,23 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
     def ratio(value: float | None) -> str:
         return "" if value is None else f"{value:.2f}"
 
-    header = ["step", "tokens/s", "slowest to fastest", "times faster than chained", "times the student's step"]
+    header = ["step", "tokens/s", "slowest to fastest", "times faster than chained"]
+    header += ["times the student's step", "least to most", "counted", "peak GB", "utilisation"]
     lines = []
     for name, row in summary.items():
         low, high = row["tokens_per_s_range"]
         cells = [f"{row['tokens_per_s']:,.0f}", f"{low:,.0f} to {high:,.0f}"]
         cells += [ratio(row["times_faster_than_chained"]), ratio(row["times_student_step"])]
+        cells.append(" to ".join(map(ratio, row["times_student_step_range"] or ())))
+        cells.append(ratio(row["macs_per_step"] / summary["student"]["macs_per_step"]) if "student" in summary else "")
         lines.append([name, *cells, f"{row['peak_bytes'] / 1e9:.2f}", f"{100 * row['utilisation']:.0f} %"])
-    return markdown([*header, "peak GB", "utilisation"], lines)
+    return markdown(header, lines)
 
 
 def main() -> int:
     arguments = parse_arguments()
     setting = read_setting(arguments)
+    head = measured(not_measured="several ranks, other devices and precisions")
     batches = make_batches(setting)
     check = tuple(tensor[:4] for tensor in batches[0])
     rows = make_rows(setting, build_models(setting, check), arguments.variants, arguments.compile)
@@ -162,9 +176,8 @@ def main() -> int:
     print(f"{setting.batch.seq_len}, {setting.precision}, matrix peak {peak / 1e12:.3g} TFLOP/s")
     print(table(summary))
     if arguments.json:
-        results = {"machine": machine(), "versions": versions(), "commit": commit(), "threads": torch.get_num_threads()}
-        results |= {"setting": asdict(setting), "matrix_peak_flops": peak, "rows": summary}
-        write_atomically(arguments.json, (json.dumps(results, indent=1) + "\n").encode())
+        head |= {"threads": torch.get_num_threads(), "setting": asdict(setting), "matrix_peak_flops": peak}
+        write_atomically(arguments.json, (json.dumps({**head, "rows": summary}, indent=1) + "\n").encode())
     return EXIT_DONE
 
 

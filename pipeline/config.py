@@ -45,7 +45,8 @@ class DataConfig:
     shards: Any = None
     """A shard directory, or a list of {path: DIR, weight: X}."""
     heldout: str | None = None
-    """A shard directory to measure the held-out loss on. Without one, windows are kept back from `shards`."""
+    """A shard directory to measure the held-out loss on. Without one, the last windows of every directory in
+    `shards` are kept back, and those of the first are measured."""
     heldout_windows: int = 256
     """Windows the held-out loss is measured on."""
     seq_len: int = 128
@@ -135,7 +136,8 @@ class TrainConfig:
     weight_decay: float = 0.01
     dropout: float = 0.1
     seed: int = 1
-    checkpoint_every: int = 1000
+    checkpoint_every: int | None = None
+    """Default: a twentieth of the steps."""
     keep_checkpoints: int = 2
     """The last so many stay: at least two, since the newest may turn out to be damaged."""
     keep_every: int = 0
@@ -156,12 +158,12 @@ class TrainConfig:
         least = {"keep_checkpoints": 2, "keep_every": 0}
         counts = ("steps", "global_batch", "checkpoint_every", "evaluate_every", "log_every", "max_skipped_in_a_row")
         for name in (*counts, *least):
-            if getattr(self, name) < least.get(name, 1):
+            if getattr(self, name) is not None and getattr(self, name) < least.get(name, 1):
                 raise UserError(f"train.{name} must be at least {least.get(name, 1)}, not {getattr(self, name)}")
-        if self.keep_every % self.checkpoint_every:
+        if self.keep_every % self.checkpoint_interval:
             raise UserError(
                 f"train.keep_every {self.keep_every} is not a multiple of train.checkpoint_every "
-                f"{self.checkpoint_every}: there would be no checkpoint to keep at most of these steps"
+                f"{self.checkpoint_interval}: there would be no checkpoint to keep at most of these steps"
             )
         if not self.hang_minutes > 0:
             raise UserError(f"train.hang_minutes must be more than 0, and is {self.hang_minutes}")
@@ -173,6 +175,11 @@ class TrainConfig:
                 raise UserError(f"train.{name} must lie in [0, 1), and is {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"train.seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Steps between two checkpoints."""
+        return self.checkpoint_every or max(self.steps // 20, 1)
 
 
 @dataclass

@@ -30,6 +30,11 @@ class DataError(UserError):
     exit_code = EXIT_DATA
 
 
+def give_up_stdout() -> None:
+    """Let all that is or was printed go nowhere from here on: nobody reads it, or its disk is full."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
 def run_entry_point(main: Callable[[], int]) -> NoReturn:
     """Run `main`, turn a `UserError` into its sentence on stderr, and exit with the code of the design."""
     try:
@@ -42,5 +47,8 @@ def run_entry_point(main: Callable[[], int]) -> NoReturn:
         if not error.said_elsewhere:
             print(f"error: {error}", file=sys.stderr, flush=True)
         code = error.exit_code
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        give_up_stdout()
     sys.exit(code)

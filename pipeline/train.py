@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "WARNING")
+if os.environ.get("DS_ACCELERATOR") == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the deepspeed launcher has written the ranks' numbers there (0.19.8)
 
 from pipeline.engine.stopping import ignore, listen
 
@@ -83,13 +85,7 @@ def train(recipe: Recipe, arguments: argparse.Namespace, world: "World") -> bool
 
     directory = arguments.output
     with DirectoryLock(directory) as lock:
-
-        def claim() -> tuple[Path | None, list[str]]:
-            found = resume_point(directory, recipe)
-            lock.take(create=False)
-            return found
-
-        checkpoint_path, faults = world.on_main(claim)
+        checkpoint_path, faults = world.on_main(lambda: resume_point(directory, recipe, lock))
         inputs = world.together(lambda: prepare(recipe, arguments.deepspeed_config, world.size, checkpoint_path))
         world.on_main(lambda: record_start(directory, recipe, inputs.deepspeed_config, sys.argv, lock))
         with Watch(directory, world, recipe.train.hang_minutes) as watch:

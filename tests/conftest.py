@@ -9,6 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
+# Tests run on CPUs, on machines with GPUs too: most are of two ranks, which need two devices.
+os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 # Nothing here may reach for the internet, and single-process tests leave cores to the multi-process ones.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -407,6 +407,29 @@ def test_one_run_at_a_time(tmp_path):
         assert names(tmp_path / "run") == ["lock"]
 
 
+def test_what_another_run_wrote_before_it_let_go_is_seen(run):
+    class Held(DirectoryLock):
+        """Held by a run that ends, after one more checkpoint, when somebody waits for it."""
+
+        def take(self, create: bool) -> None:
+            save(run / "checkpoints", 6, keep=1)
+            super().take(create)
+
+    with Held(run) as lock:
+        assert resume_point(run, recipe(), lock) == (run / "checkpoints" / "step_6", [])
+        assert lock.held
+
+
+def test_a_run_that_began_in_the_meantime_is_not_overwritten(tmp_path):
+    with DirectoryLock(tmp_path / "run") as lock:
+        assert resume_point(tmp_path / "run", recipe(), lock) == (None, []) and not lock.held
+        record_start(tmp_path / "run", recipe(lr=0.5), {}, [])
+        before = contents(tmp_path / "run")
+        with pytest.raises(UserError, match=r"another run has just begun in .*run: wait for its end"):
+            record_start(tmp_path / "run", recipe(), {}, [], lock)
+        assert contents(tmp_path / "run") == {**before, "lock": contents(tmp_path / "run")["lock"]}
+
+
 def test_directories_that_are_no_run_are_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="file is no directory"):

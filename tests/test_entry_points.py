@@ -193,6 +193,17 @@ def errors(err: str) -> list[str]:
     return [line for line in err.splitlines() if line.startswith("error: ")]
 
 
+def test_a_run_on_cpus_sees_no_gpu():
+    """The deepspeed launcher writes numbers of ranks into CUDA_VISIBLE_DEVICES, on CPUs too."""
+    code = "import os, pipeline.train; print(repr(os.environ['CUDA_VISIBLE_DEVICES']))"
+    seen = {}
+    for accelerator in ("cpu", "cuda"):
+        environment = {**os.environ, "DS_ACCELERATOR": accelerator, "CUDA_VISIBLE_DEVICES": "0,1"}
+        command = [sys.executable, "-c", code]
+        seen[accelerator] = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True).stdout
+    assert seen == {"cpu": "''\n", "cuda": "'0,1'\n"}
+
+
 def wait_for(condition, process: subprocess.Popen[str], seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import torch
 import yaml
 from bert import random_teacher
 from conftest import ROOT
-from faults.harness import Harness, differences, plan
+from faults.harness import HITS, Harness, differences, plan
 from faults.processes import Job, launch
 from run_support import make_shards, vocabulary_of, write_deepspeed
 from shard_support import flip_bit
@@ -28,13 +29,27 @@ QUICK_KILLS, ALL_KILLS = 3, 20
 
 
 def test_killed_three_times_it_ends_as_if_nothing_had_happened(tmp_path):
-    """One run, killed while a checkpoint is written, while the model is narrowed, and at any step."""
+    """One run, killed while a checkpoint is written, while the model is narrowed, and after some step."""
     harness = Harness(tmp_path)
-    (aims,) = plan(QUICK_KILLS, seed=3)
+    (aims,) = plan(QUICK_KILLS, seed=109)
     row = harness.run(1, "ZeRO 1, fp32", aims)
     assert len(row["kills"]) == QUICK_KILLS and row["differences"] == [], row
+    hits = {kill["aim"]: kill["hit"] for kill in row["kills"]}
+    assert hits.keys() == {"checkpoint", "narrowing", "step"}
+    assert re.fullmatch(r"step_\d+ with \d of 7 files written", hits["checkpoint"])
+    assert hits["narrowing"] == "while narrowing" and hits["step"] != "start-up"
     assert all(kill["nothing_left_after_s"] < 60 for kill in row["kills"])
-    prove_that_differences_are_seen(harness.directory / "run_1", harness.reference("ZeRO 1, fp32")[0])
+    reference = harness.reference("ZeRO 1, fp32")[0]
+    prove_that_differences_are_seen(harness.directory / "run_1", reference)
+    prove_that_the_share_of_checkpoints_is_told(reference)
+
+
+def prove_that_the_share_of_checkpoints_is_told(run: Path) -> None:
+    """At the end; with the last checkpoint it is more than what was recorded before that was written."""
+    log = run.with_name(f"{run.name}_life_1.log").read_text()
+    share = float(re.search(r"^checkpoints took (\d+\.\d) % of the time\ndone: ", log, re.MULTILINE)[1])
+    recorded = 100 * read_json_lines(run / "metrics.jsonl")[-1]["checkpoint_share"]
+    assert 0 < recorded - 0.05 < share < 100
 
 
 def prove_that_differences_are_seen(run: Path, reference: Path) -> None:
@@ -63,7 +78,7 @@ def test_killed_twenty_times_every_run_ends_as_if_nothing_had_happened(tmp_path)
     results = ROOT / "benchmarks" / "results" / f"{time.strftime('%Y-%m-%d')}_faults.json"
     report = run(ALL_KILLS, seed=1, directory=tmp_path, json_path=results)
     assert report["kills"] == ALL_KILLS and report["all_equal"], json.dumps(report["rows"], indent=1)
-    assert report["checkpoints_half_written"] > 0
+    assert all(report["hits"][what] > 0 for what in HITS.values()), report["hits"]
 
 
 # Damaged checkpoints

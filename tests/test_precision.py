@@ -26,6 +26,8 @@ STEPS, CHECKPOINT = 8, 2
 """The schedule ends, and the model is narrowed, between the first checkpoint and the next."""
 SPOILED = 5
 """This step, counted from 1, has no finite loss or gradient on rank 1."""
+SCORED_STEPS = 4
+"""Before the first choice, of the runs whose scores are compared."""
 FP16 = [f"zero{stage}_fp16" for stage in range(4)]
 OFFLOADED = [f"offload_zero{stage}_bf16" for stage in (1, 2, 3)]
 UNSOUND = [
@@ -33,10 +35,12 @@ UNSOUND = [
     "zero0_fp32-gradient",
     "zero2_fp32-gradient",
     "zero0_bf16-loss",
+    "zero0_bf16-gradient",
     "zero1_bf16-gradient",
     "zero1_fp16-loss",
     "offload_zero2_bf16-gradient",
     "zero3_fp32-loss",
+    "zero3_bf16-gradient",
 ]
 """Configuration, and what is not finite."""
 
@@ -48,12 +52,19 @@ def deepspeed_config(name: str) -> dict:
     return config
 
 
-def job(directory: Path, name: str, config: dict, train: dict | None = None, **spoil: object) -> dict:
+def job(
+    directory: Path,
+    name: str,
+    config: dict,
+    train: dict | None = None,
+    compaction: dict | None = None,
+    **spoil: object,
+) -> dict:
     """What the worker needs to train into directory/name."""
     from run_support import recipe_values, write_recipe
 
     values = recipe_values(directory / "shards", directory / "teacher")
-    values["compaction"] |= {"increments": 2}
+    values["compaction"] |= {"increments": 2, **(compaction or {})}
     values["train"] |= {"steps": STEPS, "global_batch": 8, "checkpoint_every": CHECKPOINT, "keep_checkpoints": 9}
     values["train"] |= {"evaluate_every": 4, **(train or {})}
     recipe = write_recipe(directory / f"{name}.yaml", values)
@@ -90,16 +101,30 @@ def runs(tmp_path_factory) -> Path:
             changed["fp16"] |= {"initial_scale_power": 8}  # no overflow of its own
         jobs[name] = job(directory, name, changed, every_step, spoil=what, steps=[SPOILED])
     few = {"max_skipped_in_a_row": 2}
-    jobs["given_up"] = job(directory, "given_up", deepspeed_config("zero0_fp32"), few, spoil="loss", steps=[2, 4, 5, 6])
+    chosen_before = {"increments": 1}
+    spoilt = {"spoil": "loss", "steps": [2, 4, 5, 6]}
+    jobs["given_up"] = job(directory, "given_up", deepspeed_config("zero0_fp32"), few, chosen_before, **spoilt)
+    overflowing = deepspeed_config("zero1_fp16")
+    overflowing["fp16"] |= {"initial_scale_power": 24}
+    jobs["unscored"] = job(directory, "unscored", overflowing)
     long = {"steps": 56, "checkpoint_every": 100, "evaluate_every": 100}
     jobs["spike"] = job(directory, "spike", deepspeed_config("zero0_fp32"), long, spoil="spike", steps=[55])
+    for precision, changes in {"fp16": {"initial_scale_power": 8, "loss_scale_window": 1}, "fp32": {}}.items():
+        config = deepspeed_config(f"zero1_{precision}")
+        if changes:
+            config[precision] |= changes  # no overflow; from the second step on, each doubles the scale
+        first_choice = {"start_step": SCORED_STEPS, "increments": 1}
+        scored = {"steps": SCORED_STEPS + 1, "dropout": 0.0}
+        jobs[f"scores_{precision}"] = job(directory, f"scores_{precision}", config, scored, first_choice)
     straight = {}
     for name in FP16 + OFFLOADED:
         config = deepspeed_config(name)
         if "fp16" in config:
             # So high that the first steps overflow, and the scale goes up again within the run.
             config["fp16"] |= {"initial_scale_power": 18, "hysteresis": 1, "loss_scale_window": 2}
-        straight[name] = job(directory, name, config)
+        # Skipping every step before the first choice, fp16 leaves no gradients to choose by.
+        selection = {"selection": "norm" if "fp16" in config else "taylor"}
+        straight[name] = job(directory, name, config, compaction=selection)
     # By stage: a ZeRO-3 engine swaps torch's linear function for the rest of its process, which changes the last bits.
     ordered = dict(sorted({**jobs, **straight}.items(), key=lambda item: "zero3" in item[0]))
     outcomes = run_jobs(directory, ordered)
@@ -184,6 +209,12 @@ def test_too_many_in_a_row_end_the_run_with_a_sentence(runs):
     ]
 
 
+def test_nothing_is_chosen_by_scores_that_no_step_has_given(runs):
+    sentence = outcome(runs, "unscored")
+    assert sentence.startswith("increment 1 is due and no step since the last one had finite gradients")
+    assert not (runs / "unscored" / "selection.jsonl").read_text()
+
+
 @pytest.mark.parametrize("name", FP16)
 def test_fp16_finds_its_loss_scale(runs, name):
     assert outcome(runs, name) == "done"
@@ -204,6 +235,24 @@ def test_fp16_finds_its_loss_scale(runs, name):
 def test_fp16_trains_the_same_at_every_stage(runs, name):
     losses = [[record["loss"] for record in records(runs / f"{n}_straight")] for n in (name, FP16[0])]
     np.testing.assert_allclose(*losses, rtol=5e-3)
+
+
+def test_fp16_scores_dimensions_by_the_gradients_themselves(runs):
+    """Of the loss, not of the scaled loss, whose scale changes between the steps that are scored."""
+    found = records(runs / "scores_fp16")
+    assert [record["loss_scale"] for record in found[:SCORED_STEPS]] == [256, 256, 512, 1024]
+    assert all("event" not in record for record in found)
+    scores = [first_scores(runs / f"scores_{precision}") for precision in ("fp16", "fp32")]
+    assert scores[0].keys() == scores[1].keys() == {"residual", "attention.0", "ffn.0", "attention.1", "ffn.1"}
+    for group, expected in scores[1].items():
+        # Scores far below the others of their group carry what fp16 loses of large ones.
+        np.testing.assert_allclose(scores[0][group], expected, rtol=0.01, atol=0.01 * expected.max())
+
+
+def first_scores(run: Path) -> dict[str, np.ndarray]:
+    """Group -> the scores (size,) that its first dimensions were retired by."""
+    lines = [json.loads(line) for line in (run / "selection.jsonl").read_text().splitlines()]
+    return {line["group"]: np.array(line["scores"]) for line in lines if line["increment"] == 1}
 
 
 @pytest.mark.parametrize("name", FP16 + OFFLOADED)

@@ -21,6 +21,9 @@ def write_run(directory: Path, selections: tuple[int, ...] = ()) -> Path:
         {"step": s, "tokens": 64 * s, "loss": 5 - s / 10, "accuracy": 0.1, "tokens_per_s": speed, "kept": {}}
         for s, speed in zip((1, 10, 20, 30), speeds, strict=True)
     ]
+    for line, data, checkpoint in zip(lines, (50.0, 1.0, 2.0, 4.0), (0.0, 0.0, 100.0, 0.0), strict=True):
+        rest = {"log": 5.0, "evaluate": 0.0, "checkpoint": checkpoint, "step": 105 + checkpoint}
+        line["time_ms"] = {"data": data, **rest}
     lines[2] |= {"heldout_loss": 4.5, "heldout_accuracy": 0.2}
     lines[3] |= {"heldout_loss": 4.25, "heldout_accuracy": 0.321}
     (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 31, "lo')
@@ -62,6 +65,7 @@ def test_tables_numbers_and_picture(tmp_path):
         "step": 30,
         "tokens": 1920,
         "tokens_per_s": 200.0,
+        "data_wait": pytest.approx((9 * 1 + 10 * 2 + 10 * 4) / (29 * 100)),
         "heldout_loss": 4.25,
         "heldout_accuracy": 0.321,
     }
@@ -76,6 +80,7 @@ def test_tables_numbers_and_picture(tmp_path):
         "mlm other loss",
         "0.800 ± 0.010",
         "32.1 %",
+        "2.4 %",
         "1,920",
     ):
         assert cell in markdown, cell

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks import scaling, step_time, steps
 from pipeline.compaction.shapes import BertShape
 from pipeline.cost import VARIANTS, Batch, step_macs
+from pipeline.environment import require_compiler, shell_form
 from pipeline.errors import UserError
 
 SMALL = ["--device", "cpu", "--layers", "1", "--hidden", "24", "--heads", "3", "--vocab-size", "50", "--seq-len", "16"]
@@ -23,7 +25,7 @@ SMALL += ["--target-hidden", "12", "--rounds", "2"]
 
 def run(*options: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(ROOT / "benchmarks" / "step_time.py"), *SMALL, *options]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_TOP_PAD_": "65536"}
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
@@ -42,7 +44,13 @@ def test_one_run_gives_every_row_with_ratios_within_the_run(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     results = json.loads(path.read_text())
-    assert {"machine", "versions", "commit", "setting", "matrix_peak_flops", "rows"} <= results.keys()
+    assert results.keys() >= {"machine", "versions", "commit", "not_measured", "setting", "matrix_peak_flops", "rows"}
+    options = "--tokens 256 --micro-tokens 128 --json $DATA/out.json"
+    assert results["command"] == f"python benchmarks/step_time.py {' '.join(SMALL)} {options}"
+    assert str(tmp_path) not in path.read_text()
+    assert results["environment"].items() >= {"OMP_NUM_THREADS": "1", "MALLOC_TOP_PAD_": "65536"}.items()
+    assert "PATH" not in results["environment"]
+    assert 0 <= time.time() - time.mktime(time.strptime(results["date"], "%Y-%m-%d")) < 48 * 3600
     rows = results["rows"]
     assert rows.keys() == {*VARIANTS, "composed_once", "narrowed_once"}
     for name, row in rows.items():
@@ -54,7 +62,33 @@ def test_one_run_gives_every_row_with_ratios_within_the_run(tmp_path):
     seconds = zip(rows["chained"]["seconds"], rows["narrowed"]["seconds"], strict=True)
     each = [chained / narrowed for chained, narrowed in seconds]
     assert rows["narrowed"]["times_faster_than_chained"] == pytest.approx(sum(each) / 2)
+    against = [
+        own / student for own, student in zip(rows["narrowed"]["seconds"], rows["student"]["seconds"], strict=True)
+    ]
+    assert rows["narrowed"]["times_student_step_range"] == pytest.approx(sorted(against))
+    assert rows["narrowed"]["times_student_step"] == pytest.approx(sum(against) / 2)
     assert rows["narrowed_once"]["macs_per_step"] < rows["narrowed"]["macs_per_step"]
+
+
+def test_the_table_shows_the_range_of_the_ratio_beside_its_median_and_what_was_counted():
+    of = setting()
+    seconds = {"student": [1.0, 2.0, 4.0], "narrowed": [3.0, 4.0, 4.0]}
+    rows = {name: steps.Row(name, print, int, seconds=seconds[name]) for name in seconds}
+    summary = step_time.summarise(of, rows, peak=1e9)
+    # Paired within rounds: 3, 2 and 1; of the medians 4 and 2 it would be 2 as well, of the others not.
+    assert summary["narrowed"]["times_student_step"] == 2 and summary["narrowed"]["times_student_step_range"] == [1, 3]
+    macs = [step_macs(name, of.teacher, of.student, of.batch) for name in ("narrowed", "student")]
+    header, _, narrowed = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in step_time.table({name: summary[name] for name in ("narrowed", "student")}).splitlines()[:3]
+    )
+    shown = dict(zip(header, narrowed, strict=True))
+    assert shown["times the student's step"] == "2.00" and shown["least to most"] == "1.00 to 3.00"
+    assert shown["counted"] == f"{macs[0] / macs[1]:.2f}" and shown["times faster than chained"] == ""
+    alone = step_time.summarise(of, {"narrowed": rows["narrowed"]}, peak=1e9)
+    assert alone["narrowed"]["times_student_step_range"] is None
+    cells = [cell.strip() for cell in step_time.table(alone).splitlines()[2].strip("|").split("|")]
+    assert cells[3:7] == [""] * 4  # no ratios where there is no student and no chained
 
 
 def test_rows_can_be_left_out_and_steps_run_in_bf16():
@@ -85,6 +119,58 @@ def test_sizes_must_fit(monkeypatch, options, message):
     monkeypatch.setattr(sys, "argv", ["step_time.py", *SMALL, *options])
     with pytest.raises(UserError, match=message):
         step_time.read_setting(step_time.parse_arguments())
+
+
+@pytest.fixture()
+def no_compiler(monkeypatch, tmp_path):
+    """Nothing on PATH, which is this directory."""
+    for variable in ("CC", "CXX"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def test_compiling_without_a_compiler_is_one_sentence(monkeypatch, no_compiler):
+    monkeypatch.setattr(sys, "argv", ["step_time.py", *SMALL, "--tokens", "128", "--compile"])
+    with pytest.raises(
+        UserError, match=r"^--compile needs a C\+\+ compiler \(g\+\+, or what CXX names\) and [^\n]*\)$"
+    ):
+        step_time.read_setting(step_time.parse_arguments())
+
+
+@pytest.mark.parametrize("device,compiler", [("cpu", "g++"), ("cuda", "gcc"), ("cuda", "clang")])
+def test_compiling_needs_the_compiler_of_its_device_and_the_headers(monkeypatch, no_compiler, device, compiler):
+    (no_compiler / compiler).write_text("#!/bin/sh\n")
+    (no_compiler / compiler).chmod(0o755)
+    (no_compiler / "Python.h").touch()
+    monkeypatch.setattr("pipeline.environment.get_path", lambda name: str(no_compiler))
+    require_compiler("--compile", device)
+    other = "cpu" if device == "cuda" else "cuda"
+    with pytest.raises(UserError):
+        require_compiler("--compile", other)
+    (no_compiler / "Python.h").unlink()
+    with pytest.raises(UserError):
+        require_compiler("--compile", device)
+
+
+@pytest.mark.parametrize(
+    "argument,shown",
+    [
+        (str(ROOT / "benchmarks" / "x.py"), "benchmarks/x.py"),
+        ("runs/../teachers/small", "teachers/small"),
+        ("/home/someone/glue/", "$DATA/glue"),
+        ("../someone/out.json", "$DATA/out.json"),
+        ("lines:/home/someone/wiki *.txt", "lines:$DATA/'wiki *.txt'"),
+        ("--text=mediawiki:/home/someone/dump.bz2", "--text=mediawiki:$DATA/dump.bz2"),
+        ("--json=/home/someone/out.json", "--json=$DATA/out.json"),
+        ("hub:Salesforce/wikitext?config=a&split=test", "'hub:Salesforce/wikitext?config=a&split=test'"),
+        ("wid taylor anneal", "'wid taylor anneal'"),
+        ("2.5e-4", "2.5e-4"),
+    ],
+)
+def test_the_command_of_a_results_file_names_no_path_outside_the_repository(monkeypatch, argument, shown):
+    monkeypatch.chdir(ROOT)
+    assert shell_form([argument]) == f"python {shown}"
 
 
 @pytest.mark.parametrize("form", ["chained", "narrowed"])
@@ -165,7 +251,7 @@ def test_a_point_of_the_sweeps_is_counted_and_measured_in_the_same_setting():
     assert counted["narrowed"] * step_macs("student", teacher, student, batch) == pytest.approx(
         step_macs("narrowed", teacher, student, batch)
     )
-    measured = point.measured("cpu", rounds=1)
+    measured = point.timed("cpu", "fp32", rounds=1)
     assert measured.keys() == counted.keys() and all(value > 0 for value in measured.values())
 
 
@@ -175,7 +261,9 @@ def test_scaling_writes_numbers_and_a_picture(tmp_path):
     command = [sys.executable, str(ROOT / "benchmarks" / "scaling.py"), "--device", "cpu", *files]
     command += ["--measure-up-to", "10", "--rounds", "1"]
     subprocess.run(command, check=True, timeout=500)
-    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert results["command"].startswith("python benchmarks/scaling.py ") and results["precision"] == "fp32"
+    rows = results["rows"]
     assert [name for name, row in rows.items() if "measured" in row] == ["width 64"]
     assert rows["tokens 262144"]["counted"]["narrowed"] < rows["tokens 1024"]["counted"]["narrowed"]
     assert rows["ranks 1"]["sent_bytes"]["narrowed"] == [0, 0, 0, 0]

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from benchmarks import first_comparison, narrowed_or_folded
-from benchmarks.trainings import beginning, best_of
+from benchmarks.trainings import BATCH, beginning, best_of, deepspeed_config
 from pipeline.config import load_recipe
 from pipeline.errors import DataError
 
@@ -27,6 +27,15 @@ def test_the_best_rate_of_the_first_seed_runs_again_under_the_others():
     assert row["rate"] == 2e-3 and [run["loss"] for run in row["tried"]] == [3.0, 2.0, 2.5]
     assert [run["seed"] for run in row["runs"]] == [1, 2, 3] and row["loss"]["mean"] == pytest.approx(2.2)
     assert row["loss"]["std"] == pytest.approx(0.2) and row["accuracy"]["std"] == 0
+
+
+@pytest.mark.parametrize("cpu,ranks", [(True, 1), (True, 2), (False, 1)])
+def test_the_micro_batches_of_every_device_divide_the_recipes(cpu, ranks):
+    config = json.loads((ROOT / "ds_configs" / f"{deepspeed_config(cpu)}.json").read_text())
+    for recipe in {*(variant.recipe for variant in first_comparison.VARIANTS), "continued"}:
+        train = load_recipe(ROOT / "recipes" / f"demo_{recipe}.yaml", []).train
+        assert train.global_batch == BATCH
+        assert BATCH % (config["train_micro_batch_size_per_gpu"] * ranks) == 0
 
 
 @pytest.mark.parametrize("variant", first_comparison.VARIANTS, ids=lambda v: v.name)

@@ -134,6 +134,15 @@ def test_a_signal_before_the_first_step_is_heeded_by_both(start):
     assert not (ranks.run / "metrics.jsonl").read_text()
 
 
+def test_a_reader_of_the_output_that_goes_away_does_not_end_the_run(start):
+    ranks = start(steps=40, log_every=1)
+    ranks.wait_for_steps(3)
+    ranks.processes[0].stdout.close()
+    assert [process.wait(timeout=300) for process in ranks.processes] == [0, 0]
+    assert (ranks.run / "checkpoints" / "latest").read_text() == "step_40\n"
+    assert "Traceback" not in ranks.processes[0].stderr.read()
+
+
 def test_a_second_run_is_refused_and_a_signal_while_measuring_stops_the_first(start, inputs):
     """Every step measures the held-out loss, so that is where the signal finds the ranks, most likely."""
     ranks = start(evaluate_every=1)

@@ -86,8 +86,9 @@ class Gate:
     def set(self, value: Tensor, retired: Tensor) -> None:
         """Take new values (size,) and the mask (size,) of what is being retired, both on the CPU."""
         with torch.no_grad():
-            self.value.copy_(value)
-            self.retired.copy_(retired)
+            # The host need not wait: from ordinary memory, CUDA returns once it has its own copy.
+            self.value.copy_(value, non_blocking=True)
+            self.retired.copy_(retired, non_blocking=True)
         self.all_open = bool((value == 1).all())
         self.kept = int((~retired).sum())
 

@@ -13,6 +13,7 @@ checkpoints/latest                          name of the newest, replaced atomica
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,12 +72,7 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int, keep_eve
         directory.mkdir(parents=True, exist_ok=True)
         _require_space(final, checkpoint)
         temporary.mkdir()
-        for name in TENSOR_FILES:
-            save_file(checkpoint.tensors[name], temporary / f"{name}.safetensors")
-        (temporary / "trainer.json").write_text(json.dumps(checkpoint.trainer, indent=1) + "\n")
-        (temporary / "config.json").write_text(json.dumps(checkpoint.bert_config, indent=1) + "\n")
-        _sync_files(temporary)
-        files = {path.name: _signature(path) for path in sorted(temporary.iterdir())}
+        files = _write_files(temporary, checkpoint)
         write_atomically(temporary / MARKER, (json.dumps(files, indent=1) + "\n").encode())
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
@@ -86,6 +82,24 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int, keep_eve
         # What somebody still reads cannot be deleted everywhere (NFS); the next time will do.
         shutil.rmtree(path, ignore_errors=True)
     return final
+
+
+def _write_files(directory: Path, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Write all files but the marker, and make them durable: name -> size and hash, by name.
+
+    One is synced and hashed while the next is written.
+    """
+    signatures: dict[str, Future[dict[str, Any]]] = {}
+    with ThreadPoolExecutor() as pool:
+        for name in TENSOR_FILES:
+            path = directory / f"{name}.safetensors"
+            save_file(checkpoint.tensors[name], path)
+            signatures[path.name] = pool.submit(_synced_signature, path)
+        for name, content in (("trainer.json", checkpoint.trainer), ("config.json", checkpoint.bert_config)):
+            path = directory / name
+            path.write_text(json.dumps(content, indent=1) + "\n")
+            signatures[name] = pool.submit(_synced_signature, path)
+    return {name: signatures[name].result() for name in sorted(signatures)}
 
 
 def _superseded(directory: Path, final: Path, keep: int, keep_every: int) -> list[Path]:
@@ -208,7 +222,7 @@ def _signature(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def _sync_files(directory: Path) -> None:
-    for path in directory.iterdir():
-        with open(path, "rb") as stream:
-            os.fsync(stream.fileno())
+def _synced_signature(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as stream:
+        os.fsync(stream.fileno())
+    return _signature(path)

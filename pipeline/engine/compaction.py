@@ -122,6 +122,13 @@ class CompactionState:
         if self.replayed is not None:
             return {}
         if self.config.selection == "taylor":
+            if not self.taylor.steps:  # fp16 can skip every step for a while: all scores would be equal
+                raise self.world.said_once(
+                    UserError(
+                        f"increment {increment} is due and no step since the last one had finite gradients to choose "
+                        "by: raise compaction.start_step or interval_steps, or lower fp16's initial_scale_power"
+                    )
+                )
             return self.taylor.scores()
         if self.config.selection == "random":
             return {name: random_scores(group, increment, self.seed) for name, group in self.model.groups.items()}

@@ -25,6 +25,8 @@ from pipeline.errors import DataError, UserError
 from pipeline.files import write_atomically, writing
 
 LOCK = "lock"
+NOT_TRAINING = ("log", "evaluate", "checkpoint")
+"""Phases of a step in metrics.jsonl (`time_ms`) that are left out of its speed."""
 _MAY_CHANGE = ("train.steps", "train.hang_minutes")
 """Keys that a resumed run may set anew: steps may grow, and how long a rank may stand still is not about training."""
 
@@ -38,6 +40,10 @@ class DirectoryLock:
     def __init__(self, directory: Path) -> None:
         self._directory, self._path = directory, directory / LOCK
         self._stream: IO[str] | None = None
+
+    @property
+    def held(self) -> bool:
+        return self._stream is not None
 
     def take(self, create: bool) -> None:
         """Hold the lock from here on. Does nothing if it is held already, or if there is no file and none is wanted.
@@ -79,17 +85,22 @@ class DirectoryLock:
         self.release()
 
 
-def resume_point(directory: Path, recipe: Recipe) -> tuple[Path | None, list[str]]:
+def resume_point(directory: Path, recipe: Recipe, lock: DirectoryLock | None = None) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from (None for a new run) and sentences about broken newer ones. Changes nothing.
 
+    Args:
+        lock: taken, if there is a run, before its checkpoints are looked at: whoever held it may have written more.
+
     Raises:
-        UserError: the directory belongs to something else, or to a run of another recipe.
+        UserError: the directory belongs to something else, to a run of another recipe, or another process holds it.
         DataError: it has checkpoints, and all are broken. To begin anew would drop the run's records.
     """
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is no directory: choose another --output")
     # A run that was killed while it wrote its very first file leaves only its lock and that file's temporary name.
     if not directory.exists() or all(path.match(".*.tmp") or path.name == LOCK for path in directory.iterdir()):
+        if lock:
+            lock.take(create=False)
         return None, []
     recorded = _completed(_recorded_recipe(directory))
     difference = _difference(recorded, recipe.to_dict())
@@ -100,6 +111,8 @@ def resume_point(directory: Path, recipe: Recipe) -> tuple[Path | None, list[str
             f"{directory} was started for {recorded['train']['steps']} steps; train.steps may grow, not shrink to "
             f"{recipe.train.steps}"
         )
+    if lock:
+        lock.take(create=True)
     path, faults = newest_complete(directory / "checkpoints")
     if faults and path is None:
         raise DataError(f"{faults[0]}, and no older checkpoint is whole: delete {directory} to begin anew")
@@ -154,8 +167,10 @@ def record_start(
     """
     with writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-    if lock:
+    if lock and not lock.held:
         lock.take(create=True)
+        if (directory / "config.yaml").exists():
+            raise UserError(f"another run has just begun in {directory}: wait for its end, or choose another --output")
     # First of all: it is what makes this a run directory, also if the next line is never reached.
     write_atomically(directory / "config.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
     write_atomically(directory / "ds_config.json", (json.dumps(deepspeed_config, indent=1) + "\n").encode())
@@ -185,6 +200,11 @@ class JsonLines:
         }
         with writing(self.path), open(self.path, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(finite) + "\n")
+
+    def sync(self) -> None:
+        """Make all lines durable."""
+        with writing(self.path), open(self.path, "rb") as stream:
+            os.fsync(stream.fileno())
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from pipeline.compaction.schedule import Schedule
 from pipeline.engine.board import Board
 from pipeline.engine.run_directory import JsonLines
+from pipeline.errors import give_up_stdout
 from pipeline.files import writing
 
 
@@ -41,7 +42,7 @@ class RunLog:
         self.metrics.append(**record)
         with writing(self.events):
             self.board.step(record, rates)
-        print(self._line(record), flush=True)
+        self.say(self._line(record))
 
     def selection(self, choices: list[dict[str, Any]], schedule: Schedule) -> None:
         """One increment, with what it retired in each group; scores keep six digits, the choice itself is exact."""
@@ -57,7 +58,16 @@ class RunLog:
             self.board.compactors(step, norms)
 
     def say(self, sentence: str) -> None:
-        print(sentence, flush=True)
+        """Print a line. Whoever read it may be gone (tee, head, a launcher): the run goes on without."""
+        try:
+            print(sentence, flush=True)
+        except OSError:
+            give_up_stdout()
+
+    def sync(self) -> None:
+        """Make what was recorded so far durable: a checkpoint must not outlive the records of what led to it."""
+        self.metrics.sync()
+        self.selections.sync()
 
     def close(self) -> None:
         with writing(self.events):

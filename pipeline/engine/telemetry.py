@@ -21,12 +21,11 @@ from pipeline.compaction.model import CompactedBert, shape_of
 from pipeline.compaction.shapes import BertShape
 from pipeline.cost import Batch, step_macs
 from pipeline.engine.distributed import World
+from pipeline.engine.run_directory import NOT_TRAINING
 from pipeline.engine.state import gathered
 from pipeline.models import PlainBert
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NOT_TRAINING = ("log", "evaluate", "checkpoint")
-"""Phases that are left out of throughput and utilisation."""
 GIB = 2**30
 
 
@@ -95,6 +94,7 @@ class Telemetry:
     def restart(self, step: int) -> None:
         """Begin the first interval at `step` completed steps."""
         self.clock.take()
+        memory_in_use(self.world.device)  # its peak so far is not the interval's
         self._since = (step, time.perf_counter())
 
     def interval(self, step: int, shape: BertShape) -> dict[str, Any]:
@@ -159,6 +159,8 @@ def measure_peak(device: torch.device, dtype: torch.dtype, budget: float = 0.5) 
     milliseconds: on a busy machine a shorter one would measure nothing but the wait for the threads.
     """
     generator = torch.Generator(device).manual_seed(0)  # not the one that initialises models
+    if device.type == "cuda":
+        _warm_up(device, dtype, budget)
     repeats, size, best, next_takes = 4, 512, 0.0, 0.0
     while size <= 8192 and next_takes < budget:
         matrix = torch.rand(size, size, generator=generator, device=device).to(dtype)
@@ -170,6 +172,14 @@ def measure_peak(device: torch.device, dtype: torch.dtype, budget: float = 0.5) 
         fastest = min(after - before for before, after in itertools.pairwise(marks))
         best, next_takes, size = max(best, 2 * size**3 / fastest), 8 * repeats * fastest, 2 * size
     return best
+
+
+def _warm_up(device: torch.device, dtype: torch.dtype, seconds: float) -> None:
+    """Keep a GPU busy until its clocks have risen: an idle one's are a fraction of those it trains at."""
+    matrix = torch.ones(4096, 4096, device=device, dtype=dtype)
+    begun = _now(device)
+    while _now(device) - begun < seconds:
+        torch.mm(matrix, matrix)
 
 
 def _now(device: torch.device) -> float:

@@ -155,7 +155,7 @@ class Trainer:
             if self.judge.in_a_row >= train.max_skipped_in_a_row:
                 raise self.world.said_once(self._unsound())
             stopping = result.stop and not last
-            if last or stopping or self.step % train.checkpoint_every == 0:
+            if last or stopping or self.step % train.checkpoint_interval == 0:
                 with self.telemetry.clock("checkpoint"):
                     self.save()
             if result.stop:
@@ -289,6 +289,7 @@ class Trainer:
         state = compaction.narrow(successor, state)
         load_parameters(successor, state["parameters"])
         self.engine.destroy()
+        self.engine = None  # or both would lie in memory for a moment
         self.built.module = successor
         self.engine = self._start_engine(successor)
         self._restore_engine(state, steps, scaler)
@@ -393,6 +394,8 @@ class Trainer:
 
         def write() -> None:
             self._raise_fault()
+            if self.log:
+                self.log.sync()
             save_checkpoint(self.directory / "checkpoints", checkpoint, train.keep_checkpoints, train.keep_every)
 
         self.world.on_main(write)

@@ -5,7 +5,6 @@ same seed on the same machine gives the same predictions.
 """
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -106,7 +105,6 @@ def encode_task(data: TaskData, encoder: Encoder, settings: Settings) -> Encoded
 @contextlib.contextmanager
 def _deterministic() -> Iterator[None]:
     """Deterministic kernels inside; an operation that has none warns instead of failing."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when its first handle is made
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

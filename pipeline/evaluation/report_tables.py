@@ -1,5 +1,6 @@
 """What a report says of each run and each evaluated model, and the Markdown tables made of it."""
 
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import yaml
 
 from pipeline.compaction.shapes import BertShape
-from pipeline.engine.run_directory import read_json_lines
+from pipeline.engine.run_directory import NOT_TRAINING, read_json_lines
 from pipeline.errors import UserError
 
 
@@ -41,9 +42,19 @@ class RunSummary:
             "step": last["step"],
             "tokens": last["tokens"],
             "tokens_per_s": speeds[len(speeds) // 2],
+            "data_wait": self._data_wait(),
             "heldout_loss": heldout[-1]["heldout_loss"] if heldout else None,
             "heldout_accuracy": heldout[-1]["heldout_accuracy"] if heldout else None,
         }
+
+    def _data_wait(self) -> float:
+        """The share of the steps, in [0, 1], that waiting for data takes; the first logged interval left out."""
+        waited = trained = 0.0
+        for before, line in itertools.pairwise(self.metrics):
+            steps, time_ms = line["step"] - before["step"], line["time_ms"]
+            waited += steps * time_ms["data"]
+            trained += steps * (time_ms["step"] - sum(time_ms[phase] for phase in NOT_TRAINING))
+        return waited / max(trained, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -112,15 +123,15 @@ def evaluation_table(evaluations: list[EvaluationSummary]) -> str:
 
 def run_table(runs: list[RunSummary]) -> str:
     """Length, speed and last held-out measurement of each run; empty without runs."""
-    header = ["run", "method", "steps", "tokens", "tokens/s", "held-out loss", "held-out accuracy"]
+    header = ["run", "method", "steps", "tokens", "tokens/s", "waits for data", "held-out loss", "held-out accuracy"]
     rows = []
     for run in runs:
         n = run.numbers()
         heldout = ["", ""]
         if n["heldout_loss"] is not None:
             heldout = [f"{n['heldout_loss']:.3f}", f"{100 * n['heldout_accuracy']:.1f} %"]
-        speed = f"{n['tokens_per_s']:,.0f}"
-        rows.append([run.name, run.method, f"{n['step']:,}", f"{n['tokens']:,}", speed, *heldout])
+        speed = [f"{n['tokens_per_s']:,.0f}", f"{100 * n['data_wait']:.1f} %"]
+        rows.append([run.name, run.method, f"{n['step']:,}", f"{n['tokens']:,}", *speed, *heldout])
     return markdown(header, rows) if rows else ""
 
 

@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -97,12 +97,22 @@ class Job:
                     found.setdefault(int(rank), process)
         return found
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Let no process of the job go on (SIGSTOP) before the block has ended."""
+        send(signal.SIGSTOP, list(self._family.values()))  # those known, at once: looking takes a while
+        processes = self.family()
+        send(signal.SIGSTOP, processes)
+        try:
+            # One that waits for the disk stops when that is done.
+            wait_until(lambda: not any(map(moves, processes)), "the job's processes to stop", 30, pause=0.001)
+            yield
+        finally:
+            send(signal.SIGCONT, processes)
+
     def kill(self, victims: str) -> None:
         """SIGKILL to `rank 0`, `rank 1` or `all`: the ranks and their launcher, as when the machine goes away."""
-        chosen = self.family() if victims == "all" else [self.ranks()[int(victims.removeprefix("rank "))]]
-        for process in chosen:
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
+        send(signal.SIGKILL, self.family() if victims == "all" else [self.ranks()[int(victims.removeprefix("rank "))]])
 
     def wait(self, seconds: float = 300) -> int:
         """The launcher's exit code, once no process of the job is left; AssertionError after `seconds`."""
@@ -121,9 +131,24 @@ class Job:
         self.process.wait(30)
 
 
+def send(number: int, processes: Iterable[psutil.Process]) -> None:
+    """A signal to those that are still there."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+
+
 def alive(process: psutil.Process) -> bool:
     """Whether it runs; one that has ended but was not waited for does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def moves(process: psutil.Process) -> bool:
+    """Whether it runs and is not stopped."""
+    try:
+        return alive(process) and process.status() != psutil.STATUS_STOPPED
     except psutil.NoSuchProcess:
         return False

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[0] = str(ROOT)
 sys.path.insert(1, str(ROOT / "tests"))
 
-from faults.harness import CONFIGURATIONS, Harness, plan
+from faults.harness import CONFIGURATIONS, HITS, Harness, plan
 from pipeline.environment import commit, machine, versions
 from pipeline.files import write_atomically
 
@@ -30,8 +30,8 @@ def run(kills: int, seed: int, directory: Path, json_path: Path | None = None) -
     harness = Harness(directory)
     report: dict[str, Any] = {
         "what": "two ranks on CPUs (gloo) under torchrun; each run is killed (SIGKILL) at every moment listed and then "
-        "ends; equal: its final checkpoint byte for byte, metrics without times and selections are those of the "
-        "uninterrupted run of its configuration",
+        "ends; a kill too late for its moment is undone and aimed again; equal: its final checkpoint byte for "
+        "byte, metrics without times and selections are those of the uninterrupted run of its configuration",
         "machine": machine(),
         "versions": versions(),
         "commit": commit(),
@@ -39,7 +39,8 @@ def run(kills: int, seed: int, directory: Path, json_path: Path | None = None) -
         "command": f"python tests/faults/run.py --kills {kills} --seed {seed} --json FILE",
         "not_measured": "several machines, GPUs (nccl), fp16",
         "kills": 0,
-        "checkpoints_half_written": 0,
+        "missed_and_undone": 0,
+        "hits": dict.fromkeys([*HITS.values(), "a step"], 0),
         "all_equal": True,
         "rows": {},
     }
@@ -47,7 +48,9 @@ def run(kills: int, seed: int, directory: Path, json_path: Path | None = None) -
         row = harness.run(number, configuration, aims)
         report["rows"][f"run {number}"] = row
         report["kills"] += len(row["kills"])
-        report["checkpoints_half_written"] += sum("files written" in kill["hit"] for kill in row["kills"])
+        report["missed_and_undone"] += len(row["missed_and_undone"])
+        for kill in row["kills"]:
+            report["hits"][next((what for what in HITS.values() if what in kill["hit"]), "a step")] += 1
         report["all_equal"] = report["all_equal"] and row["equal"]
         print(f"run {number}: {json.dumps(row, indent=1)}", flush=True)
         if json_path:
