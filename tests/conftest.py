@@ -11,6 +11,8 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 # Tests run on CPUs, on machines with GPUs too: most are of two ranks, which need two devices.
 os.environ |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+# mpirun and deepspeed lie beside this Python, whether its environment is activated or not.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 # Nothing here may reach for the internet, and single-process tests leave cores to the multi-process ones.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
