@@ -158,8 +158,8 @@ class TrainConfig:
         least = {"keep_checkpoints": 2, "keep_every": 0}
         counts = ("steps", "global_batch", "checkpoint_every", "evaluate_every", "log_every", "max_skipped_in_a_row")
         for name in (*counts, *least):
-            if getattr(self, name) is not None and getattr(self, name) < least.get(name, 1):
-                raise UserError(f"train.{name} must be at least {least.get(name, 1)}, not {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None and value < least.get(name, 1):
+                raise UserError(f"train.{name} must be at least {least.get(name, 1)}, not {value}")
         if self.keep_every % self.checkpoint_interval:
             raise UserError(
                 f"train.keep_every {self.keep_every} is not a multiple of train.checkpoint_every "
