@@ -17,7 +17,7 @@ $(VENV)/installed: setup.py pyproject.toml
 
 # make demo DATA=SPEC TEACHER=DIR uses your own text and teacher.
 demo: install
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pipeline.demo $(if $(DATA),--data '$(DATA)') $(if $(TEACHER),--teacher '$(TEACHER)')
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m demo.run $(if $(DATA),--data '$(DATA)') $(if $(TEACHER),--teacher '$(TEACHER)')
 
 lint: install
 	$(BIN)/ruff check .

@@ -32,9 +32,9 @@ from pipeline.engine.optimizer import build_optimizer, parameter_groups
 from pipeline.engine.setup import compile_forward
 from pipeline.environment import measured, require_compiler
 from pipeline.errors import EXIT_DONE, run_entry_point
-from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
 from pipeline.launch import positive_int
+from pipeline.records import markdown_table
 
 WINDOWS = 32
 
@@ -98,7 +98,7 @@ def main() -> int:
     for name, row in rows.items():
         medians = (f"{statistics.median(row['seconds'][way]):.3f}" for way in ("plain", "fast"))
         cells.append([name, *medians, f"{row['times_as_fast']:.2f}"])
-    print(markdown(["", "plain, s", "fast, s", "times as fast"], cells))
+    print(markdown_table(["", "plain, s", "fast, s", "times as fast"], cells))
     write_atomically(arguments.json, (json.dumps({**head, "rows": rows}, indent=1) + "\n").encode())
     return EXIT_DONE
 

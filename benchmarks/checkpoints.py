@@ -23,8 +23,8 @@ from transformers import BertConfig, BertForMaskedLM
 from benchmarks.trainings import beginning
 from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, run_entry_point
-from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
+from pipeline.records import markdown_table
 from pipeline.stages import StageRunner, cpu_precision
 
 STEPS = 4
@@ -83,7 +83,7 @@ def main() -> int:
     for name, row in rows.items():
         apart = row["seconds"] * (1 / SHARE - 1)
         lines.append([name, f"{row['gigabytes']:.2f}", f"{row['seconds']:.1f}", f"{apart:.0f}"])
-    print(markdown(["", "GB", "seconds", f"seconds apart for {SHARE:.0%}"], lines))
+    print(markdown_table(["", "GB", "seconds", f"seconds apart for {SHARE:.0%}"], lines))
     return EXIT_DONE
 
 

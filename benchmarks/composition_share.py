@@ -23,13 +23,13 @@ import torch
 from benchmarks.steps import Setting, close_gates, composed_once, make_batches, masked_lm_loss, random_bert
 from pipeline.compaction.fold import kept_indices
 from pipeline.compaction.model import CompactedBert
-from pipeline.compaction.shapes import BertShape, resolve_target
 from pipeline.cost import TRAINING, Batch, Variant, composition_macs, step_macs
 from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, run_entry_point
-from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
 from pipeline.launch import positive_int
+from pipeline.records import markdown_table
+from pipeline.shapes import BertShape, resolve_target
 
 FORMS: tuple[Variant, ...] = ("composed", "narrowed")
 
@@ -90,7 +90,7 @@ def main() -> int:
         counted = counted_share(arguments.form, settings[windows])
         rows[f"{arguments.form}_{windows}"] = {"counted_share": counted, "measured_share": share, "seconds": pairs}
     cells = [[name, f"{row['counted_share']:.2f}", f"{row['measured_share']:.2f}"] for name, row in rows.items()]
-    print(markdown(["micro-batch", "share, counted", "share, measured"], cells))
+    print(markdown_table(["micro-batch", "share, counted", "share, measured"], cells))
     if arguments.json:
         write_atomically(arguments.json, (json.dumps({**head, "rows": rows}, indent=1) + "\n").encode())
     return EXIT_DONE

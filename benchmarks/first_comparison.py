@@ -26,8 +26,8 @@ if not __package__:
 from benchmarks.trainings import BATCH, SEEDS, TOKENS, Trainings, add_arguments, best_of
 from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
-from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
+from pipeline.records import markdown_table
 
 GLUE = {"sst2": 1, "mrpc,cola,rte,stsb": 5}
 """Tasks and their epochs: SST-2 is ten times as long as the others."""
@@ -117,7 +117,7 @@ def table(rows: dict[str, Any]) -> str:
             first = next(iter(metrics.values()), None)
             cells.append(f"{first['mean']:.3f} ± {first['std']:.3f}" if first else "")
         lines.append([name, *cells])
-    return markdown(header, lines)
+    return markdown_table(header, lines)
 
 
 def main() -> int:

@@ -24,8 +24,8 @@ if not __package__:
 from benchmarks.trainings import BATCH, TOKENS, Trainings, add_arguments, best_of
 from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
-from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
+from pipeline.records import markdown_table
 
 FOLDED_AT = 200
 """The schedule of `recipes/demo_student.yaml` ends at step 160."""
@@ -71,7 +71,7 @@ def table(rows: dict[str, Any]) -> str:
         loss, accuracy = row["loss"], row["accuracy"]
         cells = [f"{row['rate']:g}", f"{loss['mean']:.3f} ± {loss['std']:.3f}", f"{100 * accuracy['mean']:.1f} %"]
         lines.append([name, *cells])
-    return markdown(["", "learning rate", "held-out loss", "accuracy"], lines)
+    return markdown_table(["", "learning rate", "held-out loss", "accuracy"], lines)
 
 
 def main() -> int:

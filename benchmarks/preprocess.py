@@ -32,11 +32,11 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 
 from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, DataError, run_entry_point
-from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
-from preprocessing.compressed import open_text
-from preprocessing.inputs import expand_specs, read_documents
-from preprocessing.tokenizers_io import load_fast
+from pipeline.records import markdown_table
+from preprocessing.readers.compressed import open_text
+from preprocessing.readers.specs import expand_specs, read_documents
+from preprocessing.tokenizing.tokenizer import load_fast
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL, LARGE = 30, 240
@@ -181,7 +181,7 @@ def main() -> int:
         files = write_text(arguments.text, Path(folder))
         saved = Path(folder) / "tokenizer"
         saved.mkdir()
-        from preprocessing.tokenizers_io import save_tokenizer
+        from preprocessing.tokenizing.tokenizer import save_tokenizer
 
         save_tokenizer(arguments.tokenizer, saved, cased=False)
         os.sched_setaffinity(0, {CORES[0]})
@@ -195,7 +195,9 @@ def main() -> int:
         cells = [f"{row['mb_per_s']:.2f}", f"{min(spread):.2f} to {max(spread):.2f}"]
         cells += [f"{row['of_ceiling']:.2f}", f"{row['of_one_worker']:.2f}"]
         rows.append([name, *cells, f"{row['peak_mb']:.0f}" if "peak_mb" in row else ""])
-    print(markdown(["", "MB/s", "least and most", "of the ceiling", "of one worker", "peak MB of a process"], rows))
+    print(
+        markdown_table(["", "MB/s", "least and most", "of the ceiling", "of one worker", "peak MB of a process"], rows)
+    )
     for name, dump in results["dumps"].items():
         size = f"{dump['articles']:,} articles, {dump['wikitext_mb']:.1f} MB of wikitext"
         alone = f"tokenizer {dump['tokenizer_alone_mb_per_s']:.2f}, parser {dump['parser_alone_mb_per_s']:.2f}"

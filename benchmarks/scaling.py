@@ -32,12 +32,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FixedLocator, LogLocator, NullLocator
 
 from benchmarks.steps import PRECISIONS, Setting, build_models, make_batches, make_rows, measure, ratios
-from pipeline.compaction.shapes import BertShape, resolve_target
 from pipeline.cost import Batch, Variant, sent_elements, step_macs, trained_parameters
 from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.files import write_atomically, writing
 from pipeline.launch import positive_int
+from pipeline.shapes import BertShape, resolve_target
 
 FORMS: tuple[Variant, ...] = ("chained", "composed", "narrowed")
 COLOURS = {"chained": "C3", "composed": "C0", "narrowed": "C2", "student": "0.4"}

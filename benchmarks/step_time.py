@@ -47,13 +47,13 @@ if not __package__:
 import torch
 
 from benchmarks.steps import PRECISIONS, Row, Setting, build_models, make_batches, make_rows, measure, ratios
-from pipeline.compaction.shapes import BertShape, resolve_target
 from pipeline.cost import VARIANTS, Batch, step_macs, trained_parameters
 from pipeline.environment import measured, require_compiler
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
-from pipeline.evaluation.report_tables import markdown
 from pipeline.files import write_atomically
 from pipeline.launch import positive_int
+from pipeline.records import markdown_table
+from pipeline.shapes import BertShape, resolve_target
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -155,7 +155,7 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
         cells.append(" to ".join(map(ratio, row["times_student_step_range"] or ())))
         cells.append(ratio(row["macs_per_step"] / summary["student"]["macs_per_step"]) if "student" in summary else "")
         lines.append([name, *cells, f"{row['peak_bytes'] / 1e9:.2f}", f"{100 * row['utilisation']:.0f} %"])
-    return markdown(header, lines)
+    return markdown_table(header, lines)
 
 
 def main() -> int:

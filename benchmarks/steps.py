@@ -25,12 +25,12 @@ from pipeline.compaction.fold import kept_indices
 from pipeline.compaction.layers import CompactedEmbeddings, CompactedLinear
 from pipeline.compaction.model import CompactedBert, is_compactor
 from pipeline.compaction.selection import choose, random_scores
-from pipeline.compaction.shapes import BertShape
 from pipeline.cost import Batch, Variant
 from pipeline.data.masking import Vocabulary, mask_windows
 from pipeline.engine.optimizer import build_optimizer, parameter_groups
 from pipeline.errors import UserError
 from pipeline.models import BERT_BASE_HIDDEN, BERT_BASE_RANGE, PlainBert
+from pipeline.shapes import BertShape
 
 LEARNING_RATE = 1e-6
 TOLERANCE = 1e-3

@@ -11,7 +11,7 @@ from pipeline.errors import DataError
 from pipeline.files import write_atomically
 from pipeline.launch import positive_int
 from pipeline.stages import ROOT, StageRunner, cpu_precision
-from preprocessing.inputs import read_documents
+from preprocessing.readers.specs import read_documents
 
 TRAIN_MEGABYTES, HELDOUT_MEGABYTES = 25.0, 1.5
 BATCH, TOKENS = 32, 128

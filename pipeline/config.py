@@ -3,22 +3,22 @@
 How it runs (ZeRO stage, precision, micro-batch) is the DeepSpeed JSON's business, see `engine.deepspeed_config`.
 """
 
-import contextlib
 import copy
 import dataclasses
-import difflib
 import math
 import os
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from pipeline.compaction.schedule import CompactionConfig
 from pipeline.errors import UserError
+from pipeline.parsing import build, parse_overrides
+from pipeline.shapes import Strategy
+
+Selection = Literal["norm", "taylor", "random"]
+Decay = Literal["anneal", "penalty"]
 
 
 @dataclass
@@ -119,6 +119,49 @@ class TargetConfig:
         if count < 1:
             raise UserError(f"target.params must be a number such as 11M, not {self.params!r}")
         return count
+
+
+@dataclass
+class CompactionConfig:
+    """The recipe's `compaction` section. Steps are optimizer steps.
+
+    The defaults are the published schedule: 16 equal increments, 500 steps apart, all done by step 8,000 plus decay.
+    """
+
+    strategy: Strategy = "dim"
+    selection: Selection = "taylor"
+    decay: Decay = "anneal"
+    start_step: int = 500
+    interval_steps: int = 500
+    increments: int = 16
+    decay_steps: int = 500
+    replay: str | None = None
+    """A `selection.jsonl` whose choices are repeated instead of made anew."""
+
+    def __post_init__(self) -> None:
+        for name in ("interval_steps", "increments", "decay_steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"compaction.{name} must be at least 1, not {getattr(self, name)}")
+        if self.start_step < 0:
+            raise UserError(f"compaction.start_step must not be negative, and is {self.start_step}")
+        if self.selection == "taylor" and self.start_step < 1 and self.replay is None:
+            raise UserError(
+                "compaction.selection taylor needs statistics first: set compaction.start_step to at least 1"
+            )
+
+    @property
+    def last_selection_step(self) -> int:
+        return self.start_step + (self.increments - 1) * self.interval_steps
+
+    @property
+    def end_step(self) -> int:
+        """From this step on every gate is 0 or 1."""
+        return self.last_selection_step + self.decay_steps
+
+    def increment_due(self, step: int) -> int | None:
+        """The increment (1..increments) to choose before optimizer step `step` (counted from 0), if any."""
+        increment, rest = divmod(step - self.start_step, self.interval_steps)
+        return increment + 1 if rest == 0 and 0 <= increment < self.increments else None
 
 
 @dataclass
@@ -253,7 +296,7 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
         raise UserError(f"recipe {path} is no YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise UserError(f"recipe {path} must hold sections such as `train:`, not a {type(content).__name__}")
-    for key, value in _pairs(overrides):
+    for key, value in parse_overrides(overrides):
         node = content
         *sections, last = key.split(".")
         for section in sections:
@@ -267,63 +310,3 @@ def load_recipe(path: Path, overrides: list[str]) -> Recipe:
         except yaml.YAMLError as error:
             raise UserError(f"--{key}: {value!r} is no YAML value") from error
     return build(Recipe, content, where=str(path))
-
-
-def _pairs(overrides: list[str]) -> list[tuple[str, str]]:
-    """`--a.b 1 --c.d=2` -> [(a.b, 1), (c.d, 2)]."""
-    pairs, rest = [], list(overrides)
-    while rest:
-        option = rest.pop(0)
-        if not option.startswith("--") or option == "--":
-            raise UserError(f"unexpected argument {option!r}: recipe keys are given as --section.key value")
-        key, equals, value = option[2:].partition("=")
-        if not equals:
-            if not rest:
-                raise UserError(f"--{key} needs a value")
-            value = rest.pop(0)
-        pairs.append((key, value))
-    return pairs
-
-
-def build(kind: type, content: Any, where: str, prefix: str = "") -> Any:
-    """Make the dataclass `kind` of nested dictionaries, checking keys and types.
-
-    Raises:
-        UserError: names the key, what was expected, and the nearest known key.
-    """
-    if not isinstance(content, dict):
-        raise UserError(f"{where}: {prefix.rstrip('.')} must be a section with keys, not {content!r}")
-    hints = typing.get_type_hints(kind)
-    for key in content:
-        if key not in hints:
-            near = difflib.get_close_matches(str(key), hints, n=1)
-            guess = f", did you mean {prefix}{near[0]}?" if near else f"; known are {', '.join(hints)}"
-            raise UserError(f"{where}: there is no key {prefix}{key}{guess}")
-    values = {key: _convert(hints[key], value, where, prefix + key) for key, value in content.items()}
-    return kind(**values)
-
-
-def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return build(typing.cast(type, hint), {} if value is None else value, where, key + ".")
-    if hint is Any:
-        return value
-    origin, options = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Literal:
-        if value not in options:
-            raise UserError(f"{where}: {key} must be one of {', '.join(options)}, not {value!r}")
-        return value
-    if origin is types.UnionType:
-        return None if value is None else _convert(options[0], value, where, key)
-    # YAML reads 1e-4 as text and 2 as a whole number: both are fine where a real number is wanted.
-    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
-            value = float(value)
-    if hint is float and isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{where}: {key} must be a finite number, not {value}")
-    if hint is str and value is not None and not isinstance(value, (dict, list, bool)):
-        return str(value)
-    if type(value) is not hint:
-        expected = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
-        raise UserError(f"{where}: {key} must be {expected}, not {value!r}")
-    return value

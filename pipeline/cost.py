@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from pipeline.compaction.shapes import BertShape
+from pipeline.shapes import BertShape
 
 Variant = Literal["teacher", "chained", "composed", "narrowed", "student", "kd", "minilm"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)

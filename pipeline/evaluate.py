@@ -18,7 +18,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
-from pipeline.evaluation.glue import SCORED, parse_tasks
+from pipeline.evaluation.glue.tasks import SCORED, parse_tasks
 from pipeline.launch import add_launcher_arguments, only_rank_zero
 
 OTHERS = ("mlm", "latency")
@@ -72,8 +72,9 @@ def main() -> int:
         raise UserError(f"--data {args.data}: there is no such directory.")
 
     # The libraries take seconds to import; --help and mistakes in the arguments do not wait for them.
-    from pipeline.evaluation import encoder, glue_run, latency, mlm, table
+    from pipeline.evaluation import encoder, latency, mlm, table
     from pipeline.evaluation.finetune import Settings
+    from pipeline.evaluation.glue import run as glue_run
     from pipeline.evaluation.results import ResultStore
 
     encoder.silence_libraries()

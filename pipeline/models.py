@@ -15,10 +15,10 @@ from transformers import AutoConfig, BertConfig, BertForMaskedLM
 from transformers.utils import logging as library_logging
 
 from pipeline.compaction.model import CompactedBert, document_mask, shape_of, take_positions
-from pipeline.compaction.shapes import BertShape, resolve_target
 from pipeline.config import Recipe, TargetConfig
 from pipeline.data.cooccurrence import TokenStatistics, ppmi_embeddings
 from pipeline.errors import UserError
+from pipeline.shapes import BertShape, resolve_target
 
 DEFAULT_POSITIONS = 512
 BERT_BASE_HIDDEN, BERT_BASE_RANGE = 768, 0.02

@@ -33,9 +33,10 @@ def main() -> int:
     if not only_rank_zero():
         return EXIT_DONE
     from pipeline.environment import commit, machine, versions
-    from pipeline.evaluation.report_plots import draw
-    from pipeline.evaluation.report_tables import EvaluationSummary, RunSummary, evaluation_table, run_table
     from pipeline.files import writing
+    from pipeline.reporting.plots import draw
+    from pipeline.reporting.summaries import EvaluationSummary, RunSummary
+    from pipeline.reporting.tables import evaluation_table, run_table
 
     runs, evaluations = [], []
     for directory in arguments.runs:

@@ -22,11 +22,12 @@ if not __package__:
 from pipeline.data.manifest import Manifest, tokenizer_fingerprint
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.launch import add_launcher_arguments, only_rank_zero, positive_int
-from preprocessing.cleaning import Cleaner, Cleaning
-from preprocessing.inputs import SPEC_HELP, Task, expand_specs, plan_tasks, source_hash
-from preprocessing.output import BuildDirectory, TaskResult, duplicates_path, listed
-from preprocessing.ranks import Ranks, joined_ranks
-from preprocessing.reflow import MODES
+from preprocessing.build.cleaning import Cleaner, Cleaning
+from preprocessing.build.output import BuildDirectory, TaskResult, duplicates_path, listed
+from preprocessing.build.plan import Task, plan_tasks, source_hash
+from preprocessing.build.ranks import Ranks, joined_ranks
+from preprocessing.build.reflow import MODES
+from preprocessing.readers.specs import SPEC_HELP, expand_specs
 
 # 8 MB of ids, 16 MB of text, 5 s of one core: what a kill costs at most, and small enough to share out evenly.
 SHARD_TOKENS = 4_000_000
@@ -71,10 +72,10 @@ def build_shards(args: argparse.Namespace, ranks: Ranks) -> None:
     if plan is None:
         return
     # Only now what takes a second to import: mistakes in the arguments do not wait for it.
-    from preprocessing.duplicates import find_duplicates
-    from preprocessing.progress import Progress
-    from preprocessing.sharding import TaskRunner
-    from preprocessing.workers import Workforce
+    from preprocessing.build.duplicates import find_duplicates
+    from preprocessing.build.progress import Progress
+    from preprocessing.build.sharding import TaskRunner
+    from preprocessing.build.workers import Workforce
 
     build, tasks = plan.build, plan.tasks
     cores = len(os.sched_getaffinity(0)) if ranks.size == 1 else 1
@@ -112,7 +113,7 @@ def make_plan(args: argparse.Namespace) -> Plan | None:
     cleaning = Cleaning(args.reflow, args.min_length, skip_faults=args.on_error == "skip")
     sources = expand_specs(args.input)
     tasks = plan_tasks(sources, args.shard_tokens)
-    from preprocessing.tokenizers_io import save_tokenizer
+    from preprocessing.tokenizing.tokenizer import save_tokenizer
 
     with tempfile.TemporaryDirectory() as folder:
         # A folder of its own: the temporary one is private to its user, and copies keep the mode.

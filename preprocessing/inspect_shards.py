@@ -13,7 +13,7 @@ from pipeline.data.indexed import IndexedReader
 from pipeline.data.manifest import TOKENIZER_NAME, Manifest, quick_check
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.launch import add_launcher_arguments, only_rank_zero, positive_int
-from preprocessing.lengths import Counts, count_shard, quantile
+from preprocessing.inspection.lengths import Counts, count_shard, quantile
 
 _SHOWN_TOKENS = 120
 HISTOGRAM_NAME = "tokens_per_document.png"
@@ -33,7 +33,7 @@ def main() -> int:
         return EXIT_DONE
     manifest = quick_check(args.directory)
     from pipeline.data.vocabulary import load_tokenizer
-    from preprocessing.length_histogram import draw
+    from preprocessing.inspection.histogram import draw
 
     tokenizer = load_tokenizer(args.directory / TOKENIZER_NAME)
     counts = Counts()

@@ -13,8 +13,7 @@ if not __package__:
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.files import temporary_name, writing
 from pipeline.launch import add_launcher_arguments, only_rank_zero, positive_int
-from preprocessing.inputs import SPEC_HELP, expand_specs, read_documents
-from preprocessing.sample import sample_texts
+from preprocessing.readers.specs import SPEC_HELP, expand_specs, read_documents, sample_texts
 
 # Enough for 30,000 tokens of English. WordPiece and BPE take some 20 s of a core for it and unigram a minute.
 SAMPLE_BYTES = 50_000_000
@@ -54,9 +53,9 @@ def main() -> int:
 
 def train_and_save(texts: list[str], kind: str, vocab_size: int, cased: bool, output: Path) -> int:
     """Train, make the tokenizer directory appear whole, and return the number of its tokens."""
-    from preprocessing.sentencepiece_training import train_sentencepiece
-    from preprocessing.tokenizers_io import load_encoder, save_tokenizer
-    from preprocessing.wordpiece import train_wordpiece
+    from preprocessing.tokenizing.sentencepiece_training import train_sentencepiece
+    from preprocessing.tokenizing.tokenizer import load_encoder, save_tokenizer
+    from preprocessing.tokenizing.wordpiece_training import train_wordpiece
 
     with tempfile.TemporaryDirectory() as folder:
         if kind == "wordpiece":

@@ -10,7 +10,7 @@ if not __package__:
 from pipeline.data.manifest import read_manifest
 from pipeline.errors import EXIT_DONE, DataError, run_entry_point
 from pipeline.launch import add_launcher_arguments, only_rank_zero
-from preprocessing.verification import find_faults
+from preprocessing.inspection.verification import find_faults
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.compaction.shapes import BertShape, Strategy, check_target
+from pipeline.shapes import BertShape, Strategy, check_target
 
 
 @dataclass(frozen=True)

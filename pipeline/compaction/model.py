@@ -9,7 +9,7 @@ from transformers.models.bert.modeling_bert import BertLayer
 
 from pipeline.compaction.groups import Gate, Group, build_groups
 from pipeline.compaction.layers import CompactedEmbeddings, CompactedLinear, GatedLayerNorm, TiedDecoder
-from pipeline.compaction.shapes import BertShape, Strategy
+from pipeline.shapes import BertShape, Strategy
 
 
 def shape_of(config: BertConfig) -> BertShape:

@@ -1,64 +1,17 @@
 """When dimensions are retired, and along which curve their gates fall."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from pipeline.compaction.groups import Gate
 from pipeline.compaction.selection import choose
-from pipeline.errors import UserError
-
-Decay = Literal["anneal", "penalty"]
+from pipeline.config import CompactionConfig, Decay
 
 PENALTY_RATE = 30.0
 """c in g = exp(-c t lr_c): the exponential that the published momentum injection tends to, fitted to its emulated
 decay (0.28 after 1,000 steps and 2e-4 after 4,000 at lr_c = 5e-5)."""
-
-
-@dataclass
-class CompactionConfig:
-    """The recipe's `compaction` section. Steps are optimizer steps.
-
-    The defaults are the published schedule: 16 equal increments, 500 steps apart, all done by step 8,000 plus decay.
-    """
-
-    strategy: Literal["dim", "head"] = "dim"
-    selection: Literal["norm", "taylor", "random"] = "taylor"
-    decay: Decay = "anneal"
-    start_step: int = 500
-    interval_steps: int = 500
-    increments: int = 16
-    decay_steps: int = 500
-    replay: str | None = None
-    """A `selection.jsonl` whose choices are repeated instead of made anew."""
-
-    def __post_init__(self) -> None:
-        for name in ("interval_steps", "increments", "decay_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"compaction.{name} must be at least 1, not {getattr(self, name)}")
-        if self.start_step < 0:
-            raise UserError(f"compaction.start_step must not be negative, and is {self.start_step}")
-        if self.selection == "taylor" and self.start_step < 1 and self.replay is None:
-            raise UserError(
-                "compaction.selection taylor needs statistics first: set compaction.start_step to at least 1"
-            )
-
-    @property
-    def last_selection_step(self) -> int:
-        return self.start_step + (self.increments - 1) * self.interval_steps
-
-    @property
-    def end_step(self) -> int:
-        """From this step on every gate is 0 or 1."""
-        return self.last_selection_step + self.decay_steps
-
-    def increment_due(self, step: int) -> int | None:
-        """The increment (1..increments) to choose before optimizer step `step` (counted from 0), if any."""
-        increment, rest = divmod(step - self.start_step, self.interval_steps)
-        return increment + 1 if rest == 0 and 0 <= increment < self.increments else None
 
 
 def gate_value(decay: Decay, steps_since: int, decay_steps: int, compactor_lr: float) -> float:

@@ -12,7 +12,7 @@ The lowest scores are retired first. Scores are float64 on the CPU; the choice i
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,8 +22,6 @@ from pipeline.compaction.groups import Gate, Group
 if TYPE_CHECKING:
     # Recipes name selections; reading a recipe must not cost the seconds that importing transformers does.
     from pipeline.compaction.model import CompactedBert
-
-Selection = Literal["norm", "taylor", "random"]
 
 
 def norm_scores(model: CompactedBert, group: str) -> Tensor:

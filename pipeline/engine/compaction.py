@@ -15,9 +15,9 @@ from pipeline.compaction.selection import TaylorScores, norm_scores, random_scor
 from pipeline.config import Recipe
 from pipeline.engine.distributed import World
 from pipeline.engine.restore import SELECTED, without_prefix
-from pipeline.engine.run_directory import read_json_lines
 from pipeline.engine.state import LossScaler, gathered
 from pipeline.errors import UserError
+from pipeline.records import read_json_lines
 
 
 class CompactionState:

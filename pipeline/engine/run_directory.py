@@ -9,7 +9,6 @@ lock              held by the run that writes here   stacks/  of the threads of 
 import errno
 import fcntl
 import json
-import math
 import os
 import socket
 from pathlib import Path
@@ -18,15 +17,14 @@ from typing import IO, Any
 
 import yaml
 
-from pipeline.config import Recipe, build
+from pipeline.config import Recipe
 from pipeline.engine.checkpoint import newest_complete
 from pipeline.environment import commit, machine, versions
 from pipeline.errors import DataError, UserError
 from pipeline.files import write_atomically, writing
+from pipeline.parsing import build
 
 LOCK = "lock"
-NOT_TRAINING = ("log", "evaluate", "checkpoint")
-"""Phases of a step in metrics.jsonl (`time_ms`) that are left out of its speed."""
 _MAY_CHANGE = ("train.steps", "train.hang_minutes")
 """Keys that a resumed run may set anew: steps may grow, and how long a rank may stand still is not about training."""
 
@@ -182,37 +180,3 @@ def record_start(
 def _environment(command: list[str]) -> str:
     lines = {"command": " ".join(command), "machine": machine(), **versions(), "commit": commit()}
     return "".join(f"{name}: {value}\n" for name, value in lines.items())
-
-
-class JsonLines:
-    """A file of one JSON object per line, which a resumed run cuts back to where it goes on."""
-
-    def __init__(self, path: Path, until_step: int) -> None:
-        self.path = path
-        kept = [line for line in read_json_lines(path) if line["step"] <= until_step]
-        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-
-    def append(self, **fields: Any) -> None:
-        """Add one object; a top-level number that is not finite becomes null, which JSON has."""
-        finite = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in fields.items()
-        }
-        with writing(self.path), open(self.path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(finite) + "\n")
-
-    def sync(self) -> None:
-        """Make all lines durable."""
-        with writing(self.path), open(self.path, "rb") as stream:
-            os.fsync(stream.fileno())
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """All objects of the file; nothing if it does not exist. A last line cut by a kill is left out."""
-    objects = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            objects.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return objects

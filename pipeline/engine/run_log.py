@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pipeline.compaction.schedule import Schedule
 from pipeline.engine.board import Board
-from pipeline.engine.run_directory import JsonLines
 from pipeline.errors import give_up_stdout
 from pipeline.files import writing
+from pipeline.records import JsonLines
 
 
 class RunLog:

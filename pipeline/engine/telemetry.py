@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from pipeline.compaction.groups import Gate
 from pipeline.compaction.layers import CompactedEmbeddings, CompactedLinear
 from pipeline.compaction.model import CompactedBert, shape_of
-from pipeline.compaction.shapes import BertShape
 from pipeline.cost import Batch, step_macs
 from pipeline.engine.distributed import World
-from pipeline.engine.run_directory import NOT_TRAINING
 from pipeline.engine.state import gathered
 from pipeline.models import PlainBert
+from pipeline.records import NOT_TRAINING
+from pipeline.shapes import BertShape
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GIB = 2**30

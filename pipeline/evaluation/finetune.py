@@ -15,7 +15,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.evaluation.encoder import Encoder, fresh_classifier
-from pipeline.evaluation.glue_data import Example, TaskData
+from pipeline.evaluation.glue.rows import Example, TaskData
 
 WARMUP = 0.1
 WEIGHT_DECAY = 0.01

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.evaluation.glue import GLUE, MNLI_MM, SCORED, TASKS
+from pipeline.evaluation.glue.tasks import GLUE, MNLI_MM, SCORED, TASKS
 from pipeline.evaluation.metrics import summarise
 
 

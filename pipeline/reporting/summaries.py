@@ -1,0 +1,103 @@
+"""What a report says of each run and each evaluated model, read from the records they left."""
+
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline.errors import UserError
+from pipeline.records import NOT_TRAINING, read_json_lines
+from pipeline.shapes import BertShape
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One training run: its name, method, logged steps, and the steps at which dimensions were selected."""
+
+    name: str
+    method: str
+    metrics: list[dict[str, Any]]
+    selections: list[int]
+
+    @classmethod
+    def read(cls, directory: Path) -> "RunSummary":
+        """Read a run directory. UserError if it logged nothing yet."""
+        metrics = read_json_lines(directory / "metrics.jsonl")
+        if not metrics:
+            raise UserError(f"{directory} has no logged step yet")
+        config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+        selections = sorted({line["step"] for line in read_json_lines(directory / "selection.jsonl")})
+        return cls(directory.name, config["method"], metrics, selections)
+
+    def numbers(self) -> dict[str, Any]:
+        last = self.metrics[-1]
+        heldout = [line for line in self.metrics if "heldout_loss" in line]
+        # The first logged interval pays for warming up, so a run's speed is the middle of the rest.
+        speeds = sorted(line["tokens_per_s"] for line in self.metrics[1:]) or [last["tokens_per_s"]]
+        return {
+            "method": self.method,
+            "step": last["step"],
+            "tokens": last["tokens"],
+            "tokens_per_s": speeds[len(speeds) // 2],
+            "data_wait": self._data_wait(),
+            "heldout_loss": heldout[-1]["heldout_loss"] if heldout else None,
+            "heldout_accuracy": heldout[-1]["heldout_accuracy"] if heldout else None,
+        }
+
+    def _data_wait(self) -> float:
+        """The share of the steps, in [0, 1], that waiting for data takes; the first logged interval left out."""
+        waited = trained = 0.0
+        for before, line in itertools.pairwise(self.metrics):
+            steps, time_ms = line["step"] - before["step"], line["time_ms"]
+            waited += steps * time_ms["data"]
+            trained += steps * (time_ms["step"] - sum(time_ms[phase] for phase in NOT_TRAINING))
+        return waited / max(trained, 1e-9)
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """One evaluated model: its name, shape, and the content of results.json."""
+
+    name: str
+    shape: BertShape
+    tasks: dict[str, Any]
+
+    @classmethod
+    def read(cls, directory: Path) -> "EvaluationSummary":
+        """Read an evaluation directory and the configuration of its model. UserError if one of them is gone."""
+        results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+        path = Path(results["model"]) / "config.json"
+        if not path.is_file():
+            raise UserError(f"{directory} evaluates {results['model']}, which is no model directory any more")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        shape = BertShape(
+            layers=config["num_hidden_layers"],
+            hidden=config["hidden_size"],
+            heads=config["num_attention_heads"],
+            intermediate=config["intermediate_size"],
+            vocab_size=config["vocab_size"],
+            positions=config["max_position_embeddings"],
+            segments=config["type_vocab_size"],
+        )
+        return cls(Path(results["model"]).name, shape, results["tasks"])
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """`task metric` -> mean and std over seeds."""
+        return {
+            f"{task} {metric}": {"mean": value["mean"], "std": value["std"], "seeds": len(value["seeds"])}
+            for task, entry in self.tasks.items()
+            for metric, value in entry.items()
+            if isinstance(value, dict)
+        }
+
+    def numbers(self) -> dict[str, Any]:
+        return {
+            "parameters": self.shape.parameters,
+            "encoder_parameters": self.shape.encoder_parameters,
+            "hidden": self.shape.hidden,
+            "layers": self.shape.layers,
+            "scores": self.scores(),
+        }

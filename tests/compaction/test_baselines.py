@@ -1,0 +1,168 @@
+"""The baselines against plain references written down on their own, in float64."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.baselines.chained import ChainedBert
+from pipeline.baselines.distillation import distillation_loss, soft_target_loss
+from pipeline.baselines.minilm import last_projections, log_relation, minilm_loss, relation_loss
+from pipeline.models import PlainBert
+from tests.support.models import compacted, random_teacher, randomise_compactors, token_batch
+
+
+def chained_name(name):
+    """The chained model's name of a parameter of the compacted one."""
+    if name.startswith("embeddings."):
+        name = name.removeprefix("embeddings.").replace("column_delta", "embedding_compactor")
+    return name.replace("_delta", "_compactor")
+
+
+@pytest.mark.parametrize("layers,hidden,heads,seed", [(1, 12, 2, 0), (2, 24, 3, 1), (3, 20, 5, 2)])
+def test_chained_has_the_loss_and_gradients_of_composed(layers, hidden, heads, seed):
+    teacher = random_teacher(layers, hidden, heads, seed=seed)
+    composed = compacted(teacher, heads * 2, 2, "dim").double()
+    randomise_compactors(composed, seed=seed)
+    chained = ChainedBert(composed)
+    ids = token_batch(seed=seed)
+    positions = token_batch(vocab=16, tokens=5, seed=seed + 1)
+    labels = token_batch(tokens=5, seed=seed + 2)
+    losses = [F.cross_entropy(m(ids, positions).flatten(0, 1), labels.flatten()) for m in (composed, chained)]
+    for loss in losses:
+        loss.backward()
+    assert abs(losses[0].item() - losses[1].item()) <= 1e-11
+    theirs = dict(chained.named_parameters())
+    assert len(theirs) == len(list(composed.parameters()))
+    for name, parameter in composed.named_parameters():
+        got = theirs[chained_name(name)].grad
+        assert float((got - parameter.grad).abs().max()) <= 1e-11, name
+        assert float(got.abs().max()) > 0, name
+
+
+def test_chained_is_a_copy_with_whole_compactors():
+    composed = compacted(random_teacher(1), 15, 5, "dim").double()
+    randomise_compactors(composed)
+    chained = ChainedBert(composed)
+    query, ours = chained.layers[0].attention.self.query, composed.layers[0].attention.self.query
+    assert torch.equal(query.row_compactor, ours.row_delta + torch.eye(24))
+    with torch.no_grad():
+        chained.word.zero_()
+    assert composed.embeddings.word.count_nonzero() > 0
+
+
+def kl(p, q):
+    """Sum of p log(p / q) of two lists of probabilities."""
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def softmax(values):
+    exponentials = [math.exp(v) for v in values]
+    return [e / sum(exponentials) for e in exponentials]
+
+
+@pytest.mark.parametrize("shape,temperature", [((2, 3, 7), 1.0), ((1, 4, 5), 2.0), ((3, 1, 11), 0.7)])
+def test_soft_target_loss_is_the_sum_it_says(shape, temperature):
+    generator = torch.Generator().manual_seed(shape[2])
+    student, teacher = (torch.randn(shape, generator=generator, dtype=torch.float64) * 2 for _ in range(2))
+    rows = zip(teacher.flatten(0, 1).tolist(), student.flatten(0, 1).tolist(), strict=True)
+    values = [
+        kl(softmax([t / temperature for t in theirs]), softmax([s / temperature for s in ours]))
+        for theirs, ours in rows
+    ]
+    expected = temperature**2 * sum(values) / len(values)
+    assert float(soft_target_loss(student, teacher, temperature)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_soft_targets_in_bf16_are_compared_in_fp32():
+    torch.manual_seed(0)
+    student, teacher = (torch.randn(2, 3, 50).bfloat16() for _ in range(2))
+    loss = soft_target_loss(student, teacher, 2.0)
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, soft_target_loss(student.float(), teacher.float(), 2.0))
+
+
+def pair(layers=2, seed=0):
+    """A teacher and a narrower student, in float64."""
+    teacher, student = (PlainBert(random_teacher(layers, *sizes, seed=seed)) for sizes in ((24, 3), (12, 2)))
+    return student.double(), teacher.double()
+
+
+def test_distillation_trains_the_student_alone_on_the_predicted_positions():
+    student, teacher = pair()
+    ids, positions = token_batch(), token_batch(vocab=16, tokens=3, seed=8)
+    distillation_loss(student, teacher, ids, positions, temperature=1.5).backward()
+    got = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+    assert all(p.grad is None for p in teacher.parameters())
+
+    student.zero_grad()
+    rows = torch.arange(len(ids))[:, None]
+    ours = student.bert(input_ids=ids).logits[rows, positions]
+    theirs = teacher.bert(input_ids=ids).logits[rows, positions].detach()
+    target, log_student = (theirs / 1.5).softmax(-1), (ours / 1.5).log_softmax(-1)
+    cross_entropy = -(target * log_student).sum(-1).mean() * 1.5**2  # KL but for a constant
+    cross_entropy.backward()
+    for name, parameter in student.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(got[name], parameter.grad, rtol=0, atol=1e-11)
+    assert any(float(g.abs().max()) > 1e-3 for g in got.values())
+
+
+@pytest.mark.parametrize("batch,tokens,hidden,heads", [(1, 3, 4, 2), (2, 5, 12, 3), (3, 4, 6, 1)])
+def test_a_relation_is_the_softmax_of_scaled_products(batch, tokens, hidden, heads):
+    vectors = torch.randn(batch, tokens, hidden, dtype=torch.float64, generator=torch.Generator().manual_seed(hidden))
+    got = log_relation(vectors, heads).exp()
+    assert got.shape == (batch, heads, tokens, tokens)
+    size = hidden // heads
+    for b in range(batch):
+        for head in range(heads):
+            rows = vectors[b, :, head * size : (head + 1) * size].tolist()
+            for i, left in enumerate(rows):
+                scores = [sum(x * y for x, y in zip(left, right, strict=True)) / math.sqrt(size) for right in rows]
+                assert got[b, head, i].tolist() == pytest.approx(softmax(scores), abs=1e-13)
+
+
+@pytest.mark.parametrize("relation_heads", [1, 2, 6])
+def test_relation_loss_is_the_sum_it_says_for_unequal_widths(relation_heads):
+    generator = torch.Generator().manual_seed(relation_heads)
+    draw = [[torch.randn(2, 4, h, dtype=torch.float64, generator=generator) for _ in range(3)] for h in (12, 18)]
+    student, teacher = (tuple(tensors) for tensors in draw)
+    expected = 0.0
+    for ours, theirs in zip(student, teacher, strict=True):
+        pairs = zip(
+            log_relation(theirs, relation_heads).exp().flatten(0, 2).tolist(),
+            log_relation(ours, relation_heads).exp().flatten(0, 2).tolist(),
+            strict=True,
+        )
+        values = [kl(p, q) for p, q in pairs]
+        expected += sum(values) / len(values)
+    assert float(relation_loss(student, teacher, relation_heads)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_projections_are_those_inside_the_last_layer(layers):
+    student, _ = pair(layers)
+    seen = {}
+    heads = student.bert.bert.encoder.layer[-1].attention.self
+    for name in ("query", "key", "value"):
+        getattr(heads, name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
+    student.bert(input_ids=token_batch())
+    expected = [seen[name] for name in ("query", "key", "value")]
+    for got, want in zip(last_projections(student, token_batch()), expected, strict=True):
+        assert torch.equal(got, want)
+
+
+def test_minilm_is_zero_for_equal_models_and_trains_the_student_below_its_last_projections():
+    student, teacher = pair()
+    twin = copy.deepcopy(teacher)
+    assert minilm_loss(twin, teacher, token_batch(), 4).item() == pytest.approx(0, abs=1e-14)
+    loss = minilm_loss(student, teacher, token_batch(), 4)
+    loss.backward()
+    assert loss.item() > 1e-3
+    assert all(p.grad is None for p in teacher.parameters())
+    trained = {name for name, p in student.named_parameters() if p.grad is not None and float(p.grad.abs().max()) > 0}
+    assert "bert.bert.embeddings.word_embeddings.weight" in trained
+    assert "bert.bert.encoder.layer.1.attention.self.value.weight" in trained
+    assert not any("cls." in name or "layer.1.output" in name for name in trained)

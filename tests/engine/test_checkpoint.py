@@ -1,0 +1,501 @@
+"""Checkpoints and run directories: what was written is read, damage is noticed, and nothing is lost over it."""
+
+import errno
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from pipeline.config import Recipe
+from pipeline.engine import checkpoint as checkpoint_module
+from pipeline.engine.checkpoint import (
+    MARKER,
+    TENSOR_FILES,
+    Checkpoint,
+    all_checkpoints,
+    load_checkpoint,
+    newest_complete,
+    require_checkpoint,
+    save_checkpoint,
+    why_incomplete,
+)
+from pipeline.engine.run_directory import DirectoryLock, record_start, resume_point
+from pipeline.environment import commit
+from pipeline.errors import DataError, UserError
+from pipeline.parsing import build
+from pipeline.records import JsonLines, read_json_lines
+from tests.support import ROOT
+from tests.support.runs import recipe_values
+from tests.support.shards import contents, flip_bit
+
+
+def state(step: int) -> Checkpoint:
+    generator = torch.Generator().manual_seed(step)
+    names = {"layers.0.weight": (3, 4), "bias": (5,)}
+    tensors = {
+        kind: {name: torch.randn(shape, generator=generator) for name, shape in names.items()}
+        for kind in ("parameters", "exp_avg", "exp_avg_sq")
+    }
+    tensors["compaction"] = {"selected_at.residual": torch.arange(4), "taylor.steps": torch.tensor(3)}
+    return Checkpoint(tensors, {"step": step, "optimizer_steps": step - 1}, {"vocab_size": 61})
+
+
+def save(directory: Path, *steps: int, keep: int = 9, keep_every: int = 0) -> Path:
+    for step in steps:
+        path = save_checkpoint(directory, state(step), keep, keep_every)
+    return path
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def assert_is(path: Path, step: int) -> None:
+    found, wanted = load_checkpoint(path), state(step)
+    assert found.step == step and found.trainer == wanted.trainer and found.bert_config == wanted.bert_config
+    for kind, tensors in wanted.tensors.items():
+        assert found.tensors[kind].keys() == tensors.keys()
+        for name, value in tensors.items():
+            assert found.tensors[kind][name].dtype == value.dtype and torch.equal(found.tensors[kind][name], value)
+
+
+def test_what_is_saved_is_loaded(tmp_path):
+    path = save(tmp_path / "checkpoints", 7)
+    assert path == tmp_path / "checkpoints" / "step_7" and names(tmp_path / "checkpoints") == ["latest", "step_7"]
+    assert_is(path, 7)
+    marker = json.loads((path / MARKER).read_text())
+    assert sorted([*marker, MARKER]) == names(path)
+    assert all(entry["bytes"] == (path / name).stat().st_size for name, entry in marker.items())
+
+
+def test_a_run_without_compaction_is_saved_too(tmp_path):
+    plain = state(3)
+    plain.tensors["compaction"] = {}
+    assert load_checkpoint(save_checkpoint(tmp_path, plain, 1)).tensors["compaction"] == {}
+
+
+def test_every_flipped_bit_of_every_file_is_noticed(tmp_path):
+    path = save(tmp_path, 1)
+    for file in sorted(path.iterdir()):
+        original = file.read_bytes()
+        bits = range(8 * len(original)) if len(original) < 100 else range(0, 8 * len(original), 131)
+        for bit in bits:
+            flip_bit(file, bit)
+            fault = why_incomplete(path)
+            assert fault and str(path) in fault and "\n" not in fault, (file.name, bit)
+            file.write_bytes(original)
+    assert why_incomplete(path) is None
+
+
+@pytest.mark.parametrize("change", ["cut", "empty", "longer", "missing"])
+def test_every_file_must_be_there_in_full(tmp_path, change):
+    path = save(tmp_path, 1)
+    for file in sorted(path.iterdir()):
+        original = file.read_bytes()
+        changed = {"cut": original[:-1], "empty": b"", "longer": original + b"x", "missing": None}[change]
+        file.unlink() if changed is None else file.write_bytes(changed)
+        fault = why_incomplete(path)
+        if (file.name, change) == (MARKER, "cut"):  # only the newline at its end is gone
+            assert fault is None
+        else:
+            assert fault and str(path) in fault
+            with pytest.raises(DataError):
+                load_checkpoint(path)
+        file.write_bytes(original)
+
+
+def test_a_marker_that_leaves_a_file_out_is_no_marker(tmp_path):
+    path = save(tmp_path, 1)
+    for content in ("[]", "3", "{}", json.dumps({"parameters.safetensors": {}})):
+        (path / MARKER).write_text(content)
+        assert why_incomplete(path)
+    marker = json.loads((save(tmp_path, 2) / MARKER).read_text())
+    marker.pop("exp_avg.safetensors")
+    (tmp_path / "step_2" / MARKER).write_text(json.dumps(marker))
+    assert "does not list exp_avg.safetensors" in str(why_incomplete(tmp_path / "step_2"))
+
+
+def test_broken_newest_ones_are_named_and_the_one_before_is_used(tmp_path):
+    save(tmp_path, 2, 4, 10)
+    flip_bit(tmp_path / "step_10" / "exp_avg.safetensors", 999)
+    (tmp_path / "step_4" / MARKER).unlink()
+    path, faults = newest_complete(tmp_path)
+    assert path == tmp_path / "step_2" and len(faults) == 2
+    assert "step_10/exp_avg.safetensors" in faults[0] and "step_4" in faults[1]
+    shutil.rmtree(tmp_path / "step_2")
+    assert newest_complete(tmp_path)[0] is None
+    assert newest_complete(tmp_path / "missing") == (None, [])
+
+
+def test_other_names_are_no_checkpoints(tmp_path):
+    save(tmp_path, 2)
+    for name in (".step_9.123.tmp", "step_9.old", "step_", "step_x", "step_-3", "step_9²", "global_step9"):
+        shutil.copytree(tmp_path / "step_2", tmp_path / name)
+    (tmp_path / "step_11").write_text("a file")
+    assert all_checkpoints(tmp_path) == [tmp_path / "step_2"]
+    assert newest_complete(tmp_path) == (tmp_path / "step_2", [])
+
+
+def test_the_last_k_stay_in_numerical_order(tmp_path):
+    save(tmp_path, 2, 9, 10, 100, keep=2)
+    assert names(tmp_path) == ["latest", "step_10", "step_100"]
+    assert (tmp_path / "latest").read_text() == "step_100\n"
+    save(tmp_path, 101, keep=1)
+    assert names(tmp_path) == ["latest", "step_101"]
+    assert_is(tmp_path / "step_101", 101)
+
+
+def test_every_nth_stays_for_ever(tmp_path):
+    save(tmp_path, *range(1, 13), keep=2, keep_every=5)
+    assert [path.name for path in all_checkpoints(tmp_path)] == ["step_5", "step_10", "step_11", "step_12"]
+    for step in (10, 11, 12):
+        flip_bit(tmp_path / f"step_{step}" / "config.json", 9)
+    save(tmp_path, 7, keep=2, keep_every=5)  # resumed at 5
+    assert [path.name for path in all_checkpoints(tmp_path)] == ["step_5", "step_7"]
+
+
+def test_room_is_made_sure_of_before_anything_is_written(tmp_path, monkeypatch):
+    save(tmp_path, 2)
+    needed = sum((tmp_path / "step_2" / f"{name}.safetensors").stat().st_size for name in TENSOR_FILES)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+    assert needed > 100
+    with pytest.raises(
+        UserError, match=r"step_4: cannot write: it needs 0\.0 MB and that disk has 0\.0 MB left; make room"
+    ):
+        save(tmp_path, 4)
+    assert names(tmp_path) == ["latest", "step_2"]
+    monkeypatch.undo()
+    assert_is(save(tmp_path, 4), 4)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_named_as_such(tmp_path):
+    found = load_checkpoint(save(tmp_path, 3))
+    assert found.recorded("optimizer_steps") == 2
+    with pytest.raises(DataError, match=r"step 3 was written by an earlier version .* has no narrowed\)"):
+        found.recorded("narrowed")
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_broken_newer_one_never_pushes_out_a_good_one(tmp_path, keep):
+    """Resumed at 4 because 10 is broken, stopped at 5: 5 must be there for the next start."""
+    save(tmp_path, 2, 4, 10)
+    flip_bit(tmp_path / "step_10" / "exp_avg.safetensors", 999)
+    assert newest_complete(tmp_path)[0] == tmp_path / "step_4"
+    save(tmp_path, 5, keep=keep)
+    assert newest_complete(tmp_path) == (tmp_path / "step_5", [])
+    assert names(tmp_path) == ["latest", *["step_4", "step_5"][-keep:]]
+
+
+def test_a_step_saved_again_replaces_the_broken_one(tmp_path):
+    save(tmp_path, 2, 4)
+    flip_bit(tmp_path / "step_4" / "parameters.safetensors", 999)
+    save(tmp_path, 4)
+    assert names(tmp_path) == ["latest", "step_2", "step_4"]
+    assert_is(tmp_path / "step_4", 4)
+
+
+def test_leftovers_of_killed_runs_are_removed_at_the_next_save(tmp_path):
+    save(tmp_path, 2)
+    shutil.copytree(tmp_path / "step_2", tmp_path / ".step_4.99999.tmp")
+    save(tmp_path, 6)
+    assert names(tmp_path) == ["latest", "step_2", "step_6"]
+
+
+@pytest.mark.parametrize("moment", ["save_file", "write_atomically", "sync_directory"])
+def test_a_failure_at_any_moment_leaves_the_previous_one_in_charge(tmp_path, monkeypatch, moment):
+    save(tmp_path, 2)
+    before = contents(tmp_path / "step_2")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, moment, fail)
+    with pytest.raises(UserError, match="cannot write: No space left on device"):
+        save(tmp_path, 4, keep=1)
+    monkeypatch.undo()
+    assert contents(tmp_path / "step_2") == before
+    path, faults = newest_complete(tmp_path)
+    assert path is not None and faults == []  # step_4 only if it was whole
+    assert_is(path, 4 if moment == "sync_directory" else 2)
+    save(tmp_path, 4, keep=1)
+    assert names(tmp_path) == ["latest", "step_4"]
+
+
+KILLED_WRITER = """
+import itertools, os, signal, sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from tests.engine import test_checkpoint
+
+calls = fatal = 0
+
+def counted(function):
+    def call(*arguments, **options):
+        global calls
+        calls += 1
+        if calls == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return call
+
+for name in ("fsync", "replace", "mkdir", "rmdir", "unlink"):
+    setattr(os, name, counted(getattr(os, name)))
+for fatal in itertools.count(1):
+    child = os.fork()
+    if child == 0:
+        test_checkpoint.save(Path(sys.argv[1]) / str(fatal), 2, 4, keep=1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+print(fatal)
+"""
+
+
+def test_a_disk_that_fills_up_under_the_tensors_is_said_in_a_sentence(tmp_path):
+    """safetensors reports it as an error of its own; here from the system's limit on the size of a file."""
+    save(tmp_path, 2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"step_4: cannot write: .*File too large"):
+            save(tmp_path, 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert newest_complete(tmp_path) == (tmp_path / "step_2", [])
+    assert names(save(tmp_path, 4).parent) == ["latest", "step_2", "step_4"]
+
+
+def test_one_that_was_cut_since_does_not_count_among_those_that_stay(tmp_path):
+    save(tmp_path, 2, 4, keep=2)
+    os.truncate(tmp_path / "step_4" / "exp_avg.safetensors", 99)
+    save(tmp_path, 6, keep=2)
+    assert names(tmp_path) == ["latest", "step_2", "step_4", "step_6"]
+    save(tmp_path, 8, keep=2)
+    assert names(tmp_path) == ["latest", "step_6", "step_8"]
+
+
+def test_a_newer_one_that_is_whole_after_all_is_not_deleted(tmp_path):
+    """It could not be read for a moment, and the run went on from an older one."""
+    save(tmp_path, 2, 4)
+    save(tmp_path, 3, keep=2)
+    assert names(tmp_path) == ["latest", "step_2", "step_3", "step_4"]
+
+
+def test_an_old_one_that_cannot_be_deleted_yet_goes_the_next_time(tmp_path, monkeypatch):
+    """As on NFS, where a file that another process reads keeps its directory."""
+    save(tmp_path, 2, 4)
+    monkeypatch.setattr(os, "rmdir", lambda *_, **__: (_ for _ in ()).throw(OSError(errno.ENOTEMPTY, "not empty")))
+    save(tmp_path, 6, keep=2)
+    monkeypatch.undo()
+    assert names(tmp_path) == ["latest", "step_2", "step_4", "step_6"]
+    save(tmp_path, 8, keep=2)
+    assert names(tmp_path) == ["latest", "step_6", "step_8"]
+
+
+def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(tmp_path):
+    """Saving steps 2 and 4, keep 1, killed before each call that changes the disk until one goes through."""
+    script = tmp_path / "writer.py"
+    script.write_text(KILLED_WRITER.format(root=str(ROOT)))
+    done = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    survived = []
+    for fatal in range(1, int(done.stdout) + 1):
+        directory = tmp_path / str(fatal)
+        path, faults = newest_complete(directory)
+        assert faults == []
+        survived.append(0 if path is None else load_checkpoint(path).step)
+        if (directory / "latest").exists():
+            assert (directory / "latest").read_text() in ("step_2\n", "step_4\n")
+            assert (directory / (directory / "latest").read_text().strip()).is_dir()
+    assert survived == sorted(survived) and set(survived) == {0, 2, 4} and len(survived) > 30
+
+
+def test_a_run_that_must_have_a_checkpoint(tmp_path):
+    with pytest.raises(UserError, match="is no run directory"):
+        require_checkpoint(tmp_path)
+    (tmp_path / "config.yaml").write_text("{}")
+    with pytest.raises(UserError, match="has no usable checkpoint; train on"):
+        require_checkpoint(tmp_path)
+    save(tmp_path / "checkpoints", 2, 4)
+    flip_bit(tmp_path / "checkpoints" / "step_4" / "config.json", 9)
+    path, faults = require_checkpoint(tmp_path)
+    assert path.name == "step_2" and len(faults) == 1
+    flip_bit(tmp_path / "checkpoints" / "step_2" / "config.json", 9)
+    with pytest.raises(UserError, match=r"has no usable checkpoint: .*step_4/config\.json is not what was written"):
+        require_checkpoint(tmp_path)
+
+
+# The run directory
+
+
+def recipe(**train) -> Recipe:
+    values = recipe_values(Path("/shards"), Path("/teacher"))
+    values["train"] |= train
+    return build(Recipe, values, "test")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with checkpoints at steps 2 and 4."""
+    directory = tmp_path / "run"
+    record_start(directory, recipe(), {"train_batch_size": 4}, ["train.py", "--config", "r.yaml"])
+    save(directory / "checkpoints", 2, 4)
+    return directory
+
+
+def test_a_new_run_starts_anywhere_empty(tmp_path):
+    assert resume_point(tmp_path / "new", recipe()) == (None, [])
+    assert resume_point(tmp_path, recipe()) == (None, [])
+    assert names(tmp_path) == []
+    (tmp_path / ".config.yaml.77.tmp").write_text("metho")  # a run killed at its very first write
+    assert resume_point(tmp_path, recipe()) == (None, [])
+
+
+def test_the_start_is_recorded(run):
+    assert yaml.safe_load((run / "config.yaml").read_text()) == recipe().to_dict()
+    assert json.loads((run / "ds_config.json").read_text()) == {"train_batch_size": 4}
+    environment = (run / "environment.txt").read_text()
+    assert "command: train.py --config r.yaml" in environment and "torch: " in environment
+    assert f"commit: {commit()}" in environment and "not installed" not in environment
+
+
+def test_the_same_recipe_goes_on_and_may_grow(run):
+    before = contents(run)
+    assert resume_point(run, recipe()) == (run / "checkpoints" / "step_4", [])
+    assert resume_point(run, recipe(steps=9)) == (run / "checkpoints" / "step_4", [])
+    with pytest.raises(UserError, match=r"started for 4 steps; train\.steps may grow, not shrink to 3"):
+        resume_point(run, recipe(steps=3))
+    with pytest.raises(UserError, match=r"holds another run: its train\.lr is 0\.001, not 0\.5"):
+        resume_point(run, recipe(lr=0.5))
+    assert contents(run) == before
+
+
+def test_a_recipe_recorded_before_a_key_existed_goes_on_with_its_default(run):
+    recorded = yaml.safe_load((run / "config.yaml").read_text())
+    del recorded["train"]["hang_minutes"], recorded["train"]["keep_every"]
+    (run / "config.yaml").write_text(yaml.safe_dump(recorded))
+    assert resume_point(run, recipe()) == (run / "checkpoints" / "step_4", [])
+    assert resume_point(run, recipe(hang_minutes=60.0)) == (run / "checkpoints" / "step_4", [])
+    with pytest.raises(UserError, match=r"holds another run: its train\.keep_every is 0, not 4"):
+        resume_point(run, recipe(keep_every=4))
+
+
+def test_one_run_at_a_time(tmp_path):
+    """The lock is the process's, and gone with it; a run that was killed before anything else may begin anew."""
+    (tmp_path / "run").mkdir()
+    with DirectoryLock(tmp_path / "run") as first, DirectoryLock(tmp_path / "run") as second:
+        first.take(create=False)
+        assert names(tmp_path / "run") == []
+        first.take(create=True)
+        first.take(create=True)
+        assert resume_point(tmp_path / "run", recipe()) == (None, [])
+        for create in (False, True):
+            with pytest.raises(
+                UserError, match=rf"run is in use by another run \(process {os.getpid()} on .*wait for its"
+            ):
+                second.take(create)
+        first.release()
+        second.take(create=False)
+        with pytest.raises(UserError, match="in use by another run"):
+            record_start(tmp_path / "run", recipe(), {}, [], first)
+        assert names(tmp_path / "run") == ["lock"]
+
+
+def test_what_another_run_wrote_before_it_let_go_is_seen(run):
+    class Held(DirectoryLock):
+        """Held by a run that ends, after one more checkpoint, when somebody waits for it."""
+
+        def take(self, create: bool) -> None:
+            save(run / "checkpoints", 6, keep=1)
+            super().take(create)
+
+    with Held(run) as lock:
+        assert resume_point(run, recipe(), lock) == (run / "checkpoints" / "step_6", [])
+        assert lock.held
+
+
+def test_a_run_that_began_in_the_meantime_is_not_overwritten(tmp_path):
+    with DirectoryLock(tmp_path / "run") as lock:
+        assert resume_point(tmp_path / "run", recipe(), lock) == (None, []) and not lock.held
+        record_start(tmp_path / "run", recipe(lr=0.5), {}, [])
+        before = contents(tmp_path / "run")
+        with pytest.raises(UserError, match=r"another run has just begun in .*run: wait for its end"):
+            record_start(tmp_path / "run", recipe(), {}, [], lock)
+        assert contents(tmp_path / "run") == {**before, "lock": contents(tmp_path / "run")["lock"]}
+
+
+def test_directories_that_are_no_run_are_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file is no directory"):
+        resume_point(tmp_path / "file", recipe())
+    for content in (None, "", "- a", "a: [", b"\xff"):
+        other = tmp_path / "other"
+        shutil.rmtree(other, ignore_errors=True)
+        other.mkdir()
+        (other / "thesis.txt").write_text("mine")
+        if content is not None:
+            (other / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(UserError, match="not empty and no run directory"):
+            resume_point(other, recipe())
+    (tmp_path / "other" / "config.yaml").write_text("batch_size: 3\n")
+    with pytest.raises(UserError, match="holds another run"):
+        resume_point(tmp_path / "other", recipe())
+
+
+def test_a_run_whose_checkpoints_are_all_broken_is_not_begun_anew(run):
+    flip_bit(run / "checkpoints" / "step_4" / "trainer.json", 3)
+    path, faults = resume_point(run, recipe())
+    assert path == run / "checkpoints" / "step_2" and "step_4/trainer.json" in faults[0]
+    flip_bit(run / "checkpoints" / "step_2" / "trainer.json", 3)
+    with pytest.raises(DataError, match=r"no older checkpoint is whole: delete .* to begin anew"):
+        resume_point(run, recipe())
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path):
+    record_start(tmp_path / "run", recipe(), {}, [])
+    (tmp_path / "run" / "checkpoints" / ".step_2.5.tmp").mkdir()
+    assert resume_point(tmp_path / "run", recipe()) == (None, [])
+
+
+# Records that grow
+
+
+def test_records_are_cut_back_to_where_the_run_goes_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = JsonLines(path, 0)
+    for step in range(1, 7):
+        lines.append(step=step, loss=1 / step)
+    original = path.read_text().splitlines(keepends=True)
+    again = JsonLines(path, 4)
+    assert path.read_text() == "".join(original[:4])
+    again.append(step=5, loss=0.25)
+    assert [line["step"] for line in read_json_lines(path)] == [1, 2, 3, 4, 5]
+    assert names(tmp_path) == ["metrics.jsonl"]
+
+
+def test_numbers_that_are_none_become_null(tmp_path):
+    lines = JsonLines(tmp_path / "metrics.jsonl", 0)
+    lines.append(step=1, loss=float("nan"), gradient_norm=float("inf"), event="skipped")
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == {
+        "step": 1,
+        "loss": None,
+        "gradient_norm": None,
+        "event": "skipped",
+    }
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 3, "lo', b"\0" * 40, b"{", b'{"step": 3}\n{"st'])
+def test_a_last_line_cut_by_a_kill_is_left_out(tmp_path, tail):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
+    JsonLines(path, 2).append(step=3)
+    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    assert read_json_lines(tmp_path / "missing.jsonl") == []

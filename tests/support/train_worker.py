@@ -1,0 +1,43 @@
+"""One process group that runs several training jobs in turn: starting processes costs more than small runs do.
+
+    torchrun --nproc_per_node 2 tests/support/train_worker.py JOBS.json
+
+JOBS.json holds a list of command lines for pipeline/train.py. One that begins with `whole` is trained without
+narrowing, as an oracle.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent.parent)
+os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "WARNING")
+
+import torch
+
+from pipeline import train
+from pipeline.config import load_recipe
+from pipeline.engine import distributed
+from pipeline.engine.compaction import CompactionState
+from pipeline.engine.trainer import Trainer
+
+train_to_the_end = Trainer.run
+
+
+def run(self: Trainer) -> bool:
+    """Train as ever, holding no file of a checkpoint: that one is to be deleted on the way."""
+    assert "/checkpoints/" not in Path("/proc/self/maps").read_text()
+    return train_to_the_end(self)
+
+
+Trainer.run = run
+torch.set_num_threads(1)
+world = distributed.start(timeout_minutes=5)
+narrowing_due = CompactionState.narrowing_due
+for job in json.loads(Path(sys.argv[1]).read_text()):
+    CompactionState.narrowing_due = (lambda *_: False) if job[0] == "whole" else narrowing_due
+    sys.argv = ["train.py", *(part for part in job if part != "whole")]
+    arguments, overrides = train.parse_arguments()
+    assert train.train(load_recipe(arguments.config, overrides), arguments, world)
+distributed.stop()
