@@ -21,6 +21,7 @@ from pipeline.compaction.schedule import Schedule
 from pipeline.config import load_recipe
 from pipeline.data.manifest import read_manifest
 from pipeline.data.vocabulary import load_tokenizer
+from pipeline.engine import student
 from pipeline.engine.checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
 from pipeline.engine.distributed import adopt_launcher_environment
 from pipeline.engine.run_directory import LOCK, record_start
@@ -367,10 +368,10 @@ def test_a_failed_fold_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fold, "model_card", fail)
+    monkeypatch.setattr(student, "model_card", fail)
     tokenizer = load_tokenizer(make_shards(tmp_path / "shards") / "tokenizer")
     with pytest.raises(UserError, match="student: cannot write: No space left"):
-        fold.write_student(random_teacher(), tokenizer, {}, tmp_path / "student")
+        student.write_student(random_teacher(), tokenizer, {}, tmp_path / "student")
     assert not [path for path in tmp_path.iterdir() if "student" in path.name]
 
 
