@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
 from pipeline.config import Recipe, load_recipe
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED, run_entry_point
-from pipeline.launch import add_launcher_arguments
+from pipeline.launch import add_launcher_arguments, quiet_transformers
 
 if TYPE_CHECKING:  # these take seconds to import, and wrong arguments are to be said before
     from pipeline.data.loader import HeldOutData, TrainingData
@@ -139,6 +139,7 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
     from pipeline.engine.deepspeed_config import load_deepspeed_config
     from pipeline.engine.restore import check_same_shards, check_same_vocabulary, restored_model
 
+    quiet_transformers()
     deepspeed_config = load_deepspeed_config(deepspeed_path, recipe.train, ranks)
     data, heldout, manifest = open_training_data(recipe.data, recipe.train.seed)
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None

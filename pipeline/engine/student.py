@@ -21,6 +21,7 @@ from pipeline.engine.checkpoint import Checkpoint, load_checkpoint, require_chec
 from pipeline.engine.restore import check_same_vocabulary, restored_model
 from pipeline.errors import UserError
 from pipeline.files import open_to_others, writing
+from pipeline.launch import quiet_transformers
 from pipeline.models import PlainBert
 
 FORMAT = "wid-fold-1"
@@ -37,6 +38,7 @@ def fold_run(run: Path, output: Path, shards: Path | None = None, step: int | No
     Raises:
         UserError: no usable checkpoint, an unfinished schedule, or logits that differ by more than the limits.
     """
+    quiet_transformers()
     path, faults = require_checkpoint(run, step)
     for fault in faults:
         print(f"note: {fault}; folding {path.name}")
