@@ -15,7 +15,8 @@ from pipeline.config import Recipe, TargetConfig
 from pipeline.data.cooccurrence import TokenStatistics, ppmi_embeddings
 from pipeline.errors import UserError
 from pipeline.shapes import BertShape, resolve_target
-from pipeline.teachers import attention_kernel, load_teacher
+from pipeline.teacher_files import head_warmup_fault
+from pipeline.teachers import attention_kernel, fit_vocabulary, load_teacher
 
 DEFAULT_POSITIONS = 512
 BERT_BASE_HIDDEN, BERT_BASE_RANGE = 768, 0.02
@@ -61,11 +62,7 @@ def build_model(recipe: Recipe, vocab_size: int) -> BuiltModel:
         _start_positions(model.bert.embeddings.position_embeddings.weight, config.initializer_range)
         return _built(recipe, PlainBert(model), head_is_new=False, notices=[])
     teacher, head_is_new, notices = load_teacher(str(recipe.teacher.path), recipe.train.dropout)
-    if teacher.config.vocab_size != vocab_size:
-        raise UserError(
-            f"teacher {recipe.teacher.path} has {teacher.config.vocab_size} tokens and the shards have {vocab_size}: "
-            "build the shards with the teacher's tokenizer"
-        )
+    notices += fit_vocabulary(teacher, str(recipe.teacher.path), vocab_size)
     if recipe.data.seq_len > teacher.config.max_position_embeddings:
         raise UserError(
             f"data.seq_len {recipe.data.seq_len} is longer than the teacher's "
@@ -73,11 +70,8 @@ def build_model(recipe: Recipe, vocab_size: int) -> BuiltModel:
         )
     if recipe.method == "continue":
         return _built(recipe, PlainBert(teacher), head_is_new, notices)
-    if head_is_new and recipe.compaction.start_step < recipe.teacher.head_warmup_steps:
-        raise UserError(
-            f"the teacher's new MLM head warms up for {recipe.teacher.head_warmup_steps} steps, so "
-            f"compaction.start_step must not be before that, and is {recipe.compaction.start_step}"
-        )
+    if head_is_new and (fault := head_warmup_fault(recipe)):
+        raise UserError(fault)
     return _built(recipe, compact(recipe, teacher), head_is_new, notices)
 
 

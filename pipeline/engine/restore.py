@@ -16,6 +16,7 @@ from pipeline.data.manifest import Manifest
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.errors import UserError
 from pipeline.models import BuiltModel, describe_model, load_parameters, rebuild_model
+from pipeline.teachers import first_not_finite
 
 SELECTED = "selected_at."
 """Prefix in a checkpoint's `compaction` tensors of when each dimension of a group was selected."""
@@ -27,6 +28,11 @@ def restored_model(recipe: Recipe, checkpoint: Checkpoint) -> BuiltModel:
     Raises:
         UserError: it is the checkpoint of another model, or its parameters are not finite.
     """
+    if name := first_not_finite(checkpoint.tensors["parameters"]):
+        raise UserError(
+            f"the checkpoint of step {checkpoint.step} holds NaN or infinity in {name}: take an earlier one (fold with "
+            "--step; training goes on from it once this one is deleted)"
+        )
     module = rebuild_model(recipe, checkpoint.bert_config)
     if isinstance(module, CompactedBert):
         schedule = Schedule(recipe.compaction, module.gates, recipe.train.compactor_lr)
