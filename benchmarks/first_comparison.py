@@ -99,8 +99,8 @@ def fine_tune(trainings: Trainings, model: Path, name: str, glue: Path) -> dict[
     scores = {}
     for tasks, epochs in GLUE.items():
         output = trainings.output / "glue" / f"{name}_{epochs}"
-        data = ("--data", glue.resolve(), "--output", output, "--epochs", epochs, "--learning-rate", 3e-4)
-        trainings.stages.run("pipeline/evaluate.py", "--model", model, "--tasks", tasks, *data)
+        settings = ("--epochs", epochs, "--learning-rate", 3e-4)
+        trainings.evaluate(name, model, tasks, glue.resolve(), output, *settings)
         scores |= json.loads((output / "results.json").read_text())["tasks"]
     return scores
 

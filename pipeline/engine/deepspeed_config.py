@@ -111,6 +111,11 @@ def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[st
     return config
 
 
+def check_batch(path: Path, train: TrainConfig, ranks: int) -> None:
+    """Refuse batch sizes that do not go together; the part of `load_deepspeed_config` that needs no DeepSpeed."""
+    _complete_batch(path, _read(path), train, ranks)
+
+
 def precision(config: dict[str, Any]) -> str:
     """fp32, bf16 or fp16."""
     return next((name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")), "fp32")

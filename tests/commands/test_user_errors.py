@@ -22,9 +22,9 @@ from pipeline.config import load_recipe
 from pipeline.data.manifest import read_manifest
 from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine.checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
-from pipeline.engine.distributed import adopt_launcher_environment
 from pipeline.engine.run_directory import LOCK, record_start
 from pipeline.errors import EXIT_DATA, EXIT_USAGE, UserError
+from pipeline.launch import adopt_launcher_environment
 from pipeline.models import build_model, save_config
 from preprocessing import build_shards, train_tokenizer
 from tests.support import ROOT
