@@ -154,9 +154,7 @@ PLANTED = {
     "upward by name": ({"pipeline/cost.py": "import importlib\nimportlib.import_module('demo.run')"}, "demo.run"),
     "upward and relative": ({"pipeline/shapes.py": "from . import stages"}, "that is upward"),
     "for annotations": (
-        {
-            "pipeline/fold.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import preprocessing.readers.hub"
-        },
+        {"pipeline/fold.py": "if TYPE_CHECKING:\n    import preprocessing.readers.hub"},
         "(typing)",
     ),
     "no layer": ({"pipeline/shed.py": "import pipeline.errors"}, "no place in LAYERS"),
