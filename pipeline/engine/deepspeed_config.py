@@ -38,9 +38,6 @@ _OFFLOADED = {
     "pin_memory": _SWITCH,
 }
 
-# What a DeepSpeed JSON may say here: keys that leave the portable state (state.py) right and need no kernel that must
-# be compiled first, and some that change nothing but stand in most examples of such files. DeepSpeed itself ignores
-# top-level keys it does not know, and drops "auto" and takes "no" for false where `precision` would read "enabled".
 _KEYS: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": _whole(1),
     "gradient_accumulation_steps": _whole(1),
@@ -83,6 +80,10 @@ _KEYS: dict[str, Any] = {
     "wall_clock_breakdown": _SWITCH,
     "flops_profiler": {"enabled": _SWITCH, "profile_step": _whole(1), "detailed": _SWITCH},
 }
+"""What a DeepSpeed JSON may say here: keys that leave the portable state (state.py) right and need no kernel that must
+be compiled first, and some that change nothing but stand in most examples of such files. DeepSpeed itself ignores
+top-level keys it does not know, and drops "auto" and takes "no" for false where `precision` would read "enabled".
+"""
 
 
 def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[str, Any]:
