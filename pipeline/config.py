@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pipeline.errors import UserError, refuse
 from pipeline.parsing import apply_options, build, read_sections
-from pipeline.shapes import Strategy
+from pipeline.shapes import Strategy, predicted_positions
 
 Selection = Literal["norm", "taylor", "random"]
 Decay = Literal["anneal", "penalty"]
@@ -68,10 +68,15 @@ class DataConfig:
             yield f"data.seq_len must be at least 8 tokens, not {self.seq_len}"
         elif not 0 < self.mask_fraction < 1:
             yield f"data.mask_fraction must lie between 0 and 1, and is {self.mask_fraction}"
-        elif round(self.mask_fraction * (self.seq_len - 2)) < 1:
+        elif self.predicted < 1:
             yield (f"data.mask_fraction {self.mask_fraction} of {self.seq_len - 2} tokens leaves nothing to predict")
         if self.heldout_windows < 1:
             yield "data.heldout_windows must be at least 1"
+
+    @property
+    def predicted(self) -> int:
+        """Positions predicted in every window."""
+        return predicted_positions(self.seq_len, self.mask_fraction)
 
     def sources(self) -> list[tuple[Path, float]]:
         """Directories and weights.

@@ -1,4 +1,4 @@
-"""The sizes of a BERT: what they cost, and which students a teacher can become."""
+"""The sizes of a BERT and of its windows: what they cost, and which students a teacher can become."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -58,6 +58,11 @@ class BertShape:
             f"{self.layers} layers, hidden {self.hidden}, {self.heads} heads x {self.head_size}, "
             f"intermediate {self.intermediate}, {self.parameters / 1e6:.1f}M parameters"
         )
+
+
+def predicted_positions(seq_len: int, mask_fraction: float) -> int:
+    """Positions predicted in every window of `seq_len` tokens. [CLS] and [SEP] at its ends are never among them."""
+    return round(mask_fraction * (seq_len - 2))
 
 
 def check_target(teacher: BertShape, target: BertShape, strategy: Strategy) -> None:

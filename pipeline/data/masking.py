@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.order import hash_bits
+from pipeline.shapes import predicted_positions
 
 _CHOICE, _ACTION, _TOKEN = range(3)
 _NOT_A_TOKEN = np.uint64(1) << np.uint64(63)
@@ -66,7 +67,7 @@ def mask_windows(
         epochs: (batch,) epoch of each window.
     """
     content = tokens[:, 1:-1]
-    count = round(fraction * content.shape[1])
+    count = predicted_positions(tokens.shape[1], fraction)
     place = np.arange(content.shape[1])
     key = (seed, epochs[:, None], windows[:, None])
     unit = place[None, :].repeat(len(content), axis=0)

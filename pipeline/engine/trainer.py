@@ -106,9 +106,8 @@ class Trainer:
         if isinstance(built.module, CompactedBert):
             self.compaction = CompactionState(recipe, built.module, world)
         self.engine = self._start_engine(built.module)
-        predicted = round(recipe.data.mask_fraction * (recipe.data.seq_len - 2))
         self.telemetry = Telemetry(
-            world, precision(deepspeed_config), recipe.data.seq_len, predicted, recipe.train.global_batch
+            world, precision(deepspeed_config), recipe.data.seq_len, recipe.data.predicted, recipe.train.global_batch
         )
         self._collate = partial(collate, documents=recipe.data.separate_documents)
         # Read once and kept, so that a fault in them shows before the first step.
@@ -237,7 +236,7 @@ class Trainer:
         if self._fault is None:
             with self._until_agreed():
                 return next(batches)
-        tokens, predicted = self.recipe.data.seq_len, self.telemetry.predicted
+        tokens, predicted = self.recipe.data.seq_len, self.recipe.data.predicted
         shapes = ((tokens,), (predicted,), (predicted,), (tokens,), ())
         empty = MaskedBatch(*(np.zeros((self.micro_batch, *shape), dtype=np.int64) for shape in shapes))
         return self._collate(empty)
