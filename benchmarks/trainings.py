@@ -107,6 +107,7 @@ def best_of(rates: tuple[float, ...], train: Callable[[float, int], dict[str, fl
     """Every rate under the first seed; the best by held-out loss again under the other seeds.
 
     Args:
+        rates: the learning rates to try.
         train: learning rate and seed -> loss and accuracy.
     """
 

@@ -98,8 +98,10 @@ class CompactedBert(nn.Module):
     def encode(
         self, input_ids: Tensor, segment_ids: Tensor | None = None, documents: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Token ids (batch, tokens) -> the hidden states after the embeddings and after each layer, each
-        (batch, tokens, hidden), and the composed word table (vocab, hidden)."""
+        """Token ids (batch, tokens) -> all hidden states and the composed word table (vocab, hidden).
+
+        The hidden states are those after the embeddings and after each layer, each (batch, tokens, hidden).
+        """
         hidden, word_table = self.embeddings(input_ids, segment_ids)
         mask = document_mask(documents, hidden.dtype)
         states = [hidden]
@@ -119,6 +121,7 @@ class CompactedBert(nn.Module):
         Args:
             input_ids: (batch, tokens), no padding.
             positions: (batch, k), where logits are wanted; None for everywhere.
+            segment_ids: (batch, tokens); None for the first segment everywhere.
             documents: (batch, tokens), the document of each token, which attends to no other; None for all to all.
 
         Returns:

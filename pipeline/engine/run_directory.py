@@ -87,6 +87,8 @@ def resume_point(directory: Path, recipe: Recipe, lock: DirectoryLock | None = N
     """The checkpoint to go on from (None for a new run) and sentences about broken newer ones. Changes nothing.
 
     Args:
+        directory: the run directory, which need not exist.
+        recipe: what is asked for now; a run of another recipe is refused.
         lock: taken, if there is a run, before its checkpoints are looked at: whoever held it may have written more.
 
     Raises:
@@ -158,6 +160,10 @@ def record_start(
     """Write what a run is, before its first step.
 
     Args:
+        directory: the run directory.
+        recipe: as it is trained, with every override.
+        deepspeed_config: as DeepSpeed gets it.
+        command: the words of the command line.
         lock: taken before anything is written.
 
     Raises:

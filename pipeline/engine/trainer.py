@@ -218,8 +218,8 @@ class Trainer:
         return StepResult(loss, accuracy, applied, scale, can_lower, stop=stops > 0)
 
     def _agree(self, sums: Tensor) -> list[float]:
-        """Mean loss and accuracy over the global batch; ranks whose gradient overflows, that cannot go on, and that
-        were asked to stop. This is the one collective of a step that is not DeepSpeed's or the scores'."""
+        """Mean loss and accuracy; ranks whose gradient overflows, that cannot go on, that were asked to stop."""
+        # This is the one collective of a step that is not DeepSpeed's or the scores'.
         norm = self._gradient_norm
         overflow = sums.new_zeros(1) if norm is None else (~norm.isfinite()).to(sums.dtype).reshape(1)
         own = torch.tensor([self._fault is not None, self.stop.received()], dtype=sums.dtype).to(sums.device)
@@ -231,8 +231,7 @@ class Trainer:
         return bool(self.world.sum(torch.tensor([float(self.stop.received())], device=self.world.device)).item())
 
     def _read(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The next micro-batch; an empty one if this rank cannot read it, so that it keeps step with the others until
-        all raise the fault together."""
+        """The next micro-batch; an empty one keeps step with the other ranks until all raise this rank's fault."""
         if self._fault is None:
             with self._until_agreed():
                 return next(batches)

@@ -311,8 +311,10 @@ def test_the_warmed_up_run_folds(warmed, tmp_path):
 
 
 def test_a_run_resumed_within_the_warm_up_or_after_the_schedule_ends_alike(warmed, tmp_path):
-    """The teacher has no head, the checkpoint has one: the run must still know that it was new. And past the last
-    step of the schedule nothing sets the gates any more but the resumption."""
+    """The teacher has no head, the checkpoint has one: the run must still know that it was new.
+
+    And past the last step of the schedule nothing sets the gates any more but the resumption.
+    """
     inputs = {"recipe": warmed.parent / "recipe.yaml", "deepspeed": warmed.parent / "ds.json"}
     runs = {first: shutil.copytree(warmed, tmp_path / f"from_{first}") for first in (2, 6)}
     for first, run in runs.items():
