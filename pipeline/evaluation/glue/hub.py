@@ -18,7 +18,7 @@ def load(task: GlueTask) -> TaskData:
         splits = datasets.load_dataset(HUB_NAME, task.name)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"hub: {HUB_NAME}, {task.name} could not be loaded ({reason}).") from error
+        raise DataError(f"hub: {HUB_NAME}, {task.name} could not be loaded ({reason})") from error
     train = convert(task, splits["train"], "train")
     return TaskData(
         task, train, {dev.name: convert(task, splits[dev.hub_split], dev.hub_split) for dev in task.dev_sets}
@@ -31,7 +31,7 @@ def convert(task: GlueTask, split: Any, name: str) -> Split:
     for index, row in enumerate(split):
         label = row["label"]
         if not task.regression and not 0 <= label < len(task.classes):
-            raise DataError(f"hub: {HUB_NAME}, {task.name}, {name}, row {index}: label {label} is no class.")
+            raise DataError(f"hub: {HUB_NAME}, {task.name}, {name}, row {index}: label {label} is no class")
         texts = tuple(row[column] for column in task.hub_texts or task.texts)
         examples.append(Example(index, texts, float(label) if task.regression else int(label)))
     return Split(examples, f"hub split {name}")
