@@ -48,7 +48,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """The seeds of `--seeds`, each once. Raises `UserError` for anything but whole numbers from 0 to 2^32 - 1."""
+    """The seeds of `--seeds`, each once.
+
+    Raises:
+        UserError: they are anything but whole numbers from 0 to 2^32 - 1.
+    """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) < 2**32 for part in parts):
         raise UserError(f"--seeds '{text}': whole numbers from 0 to 4294967295, separated by commas, were expected")

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
 from pipeline.files import sha256_of
 
 MODEL_FILES = (".json", ".txt", ".model", ".safetensors", ".bin")
@@ -60,7 +60,11 @@ def fingerprint(directory: Path) -> str:
 
 
 def check_directory(directory: Path) -> None:
-    """Raise `UserError` unless this looks like a Hugging Face BERT with its tokenizer; loads nothing."""
+    """Look whether this is a Hugging Face BERT with its tokenizer, without loading anything.
+
+    Raises:
+        UserError: it is not.
+    """
     if not directory.is_dir():
         raise UserError(f"--model {directory}: there is no such directory")
     try:
@@ -80,8 +84,9 @@ def check_directory(directory: Path) -> None:
 def load_encoder(directory: Path) -> Encoder:
     """Read encoder and tokenizer from a model directory, whatever head or pooler the checkpoint carries.
 
-    Raises `UserError` for what `check_directory` refuses, for files that cannot be loaded, for a checkpoint
-    without (all) encoder weights, and for a tokenizer that does not fit the model.
+    Raises:
+        UserError: what `check_directory` refuses, files that cannot be loaded, encoder weights that are missing, or a
+            tokenizer that does not fit the model.
     """
     from transformers import AutoModel, AutoTokenizer
 
@@ -100,7 +105,11 @@ def load_encoder(directory: Path) -> Encoder:
 
 
 def load_masked_lm(directory: Path) -> Any:
-    """Read a model directory as `BertForMaskedLM`. Raises `UserError` when it has no MLM head."""
+    """Read a model directory as `BertForMaskedLM`.
+
+    Raises:
+        UserError: it cannot be loaded or has no MLM head.
+    """
     from transformers import BertForMaskedLM
 
     model, missing = _load_model(BertForMaskedLM, directory)
@@ -121,8 +130,7 @@ def _load(kind: Any, directory: Path, **options: Any) -> Any:
     try:
         return kind.from_pretrained(directory, local_files_only=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--model {directory}: it cannot be loaded ({reason})") from error
+        raise UserError(f"--model {directory}: it cannot be loaded ({first_line(error)})") from error
 
 
 def fresh_classifier(encoder: Encoder, outputs: int, seed: int) -> torch.nn.Module:

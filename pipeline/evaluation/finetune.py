@@ -109,7 +109,10 @@ def _arguments(output_dir: str, rows: int, seed: int, settings: Settings) -> Any
 def fine_tune(task: EncodedTask, encoder: Encoder, seed: int, settings: Settings) -> dict[str, list[int] | list[float]]:
     """Train on the task and return, for every dev set, the predictions in the order of its rows.
 
-    Predictions are class ids, or values for regression. Raises `UserError` when training diverged.
+    Predictions are class ids, or values for regression.
+
+    Raises:
+        UserError: training diverged.
     """
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
 

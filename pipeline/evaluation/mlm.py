@@ -59,7 +59,11 @@ class MaskedLM(Task):
 
 
 def find_shards(data: Path) -> list[Path]:
-    """`data` itself where it is a shard directory, else the shard directories in it. UserError where there are none."""
+    """`data` itself where it is a shard directory, else the shard directories in it.
+
+    Raises:
+        UserError: there are none.
+    """
     found = [data] if (data / MANIFEST_NAME).is_file() else sorted(p.parent for p in data.glob(f"*/{MANIFEST_NAME}"))
     if not found:
         raise UserError(f"--data {data}: task mlm needs a shard directory, or a folder of them; there is none")

@@ -68,7 +68,11 @@ class ResultStore(Results):
     """The results of a directory that is being written."""
 
     def __init__(self, output: Path, model: Path, model_sha256: str, settings: dict[str, float]) -> None:
-        """Open or prepare (nothing is written yet). Raises `UserError` for a directory of another evaluation."""
+        """Open or prepare; nothing is written yet.
+
+        Raises:
+            UserError: the directory belongs to another evaluation, or to something else.
+        """
         self._output = output
         super().__init__(
             {
@@ -102,7 +106,11 @@ class ResultStore(Results):
         self._document.update(kept)
 
     def begin(self, name: str, data: str, data_sha256: str) -> None:
-        """Enter a scored name with the rows it is about. Raises `UserError` if its results are of other rows."""
+        """Enter a scored name with the rows it is about.
+
+        Raises:
+            UserError: there are results of other rows.
+        """
         entry = self._document["tasks"].setdefault(name, {"data": data, "data_sha256": data_sha256})
         if entry["data_sha256"] != data_sha256:
             raise UserError(f"--output {self._output}: its results for {name} are of other data ({entry['data']})")

@@ -37,7 +37,11 @@ class Settings:
             raise UserError(f"--max-length must be at least 8 tokens, not {self.max_length}")
 
     def check_fits(self, positions: int) -> None:
-        """Raise `UserError` when the model has fewer positions than `max_length`."""
+        """Compare `max_length` with the positions of a model.
+
+        Raises:
+            UserError: the model has fewer.
+        """
         if self.max_length > positions:
             raise UserError(f"--max-length {self.max_length} is more than the model's {positions} positions")
 

@@ -14,7 +14,11 @@ NAMES: tuple[str, ...] = tuple(name for task in TASKS for name in task.names)
 
 
 def make_tasks(text: str, request: Request) -> list[Task]:
-    """The tasks that `--tasks` names, in the order of the table. Raises `UserError` for an unknown or missing name."""
+    """The tasks that `--tasks` names, in the order of the table.
+
+    Raises:
+        UserError: a name is unknown or missing.
+    """
     asked = [part.strip() for part in text.split(",")]
     for name in asked:
         if name not in NAMES:

@@ -25,7 +25,11 @@ class RunSummary:
 
     @classmethod
     def read(cls, directory: Path) -> "RunSummary":
-        """Read a run directory. UserError if it logged nothing yet."""
+        """Read a run directory.
+
+        Raises:
+            UserError: it logged nothing yet.
+        """
         metrics = read_json_lines(directory / "metrics.jsonl")
         if not metrics:
             raise UserError(f"{directory} has no logged step yet")
@@ -34,6 +38,7 @@ class RunSummary:
         return cls(directory.name, config["method"], metrics, selections)
 
     def numbers(self) -> dict[str, Any]:
+        """What report.json says of this run."""
         last = self.metrics[-1]
         heldout = [line for line in self.metrics if "heldout_loss" in line]
         # The first logged interval pays for warming up, so a run's speed is the middle of the rest.
@@ -68,7 +73,11 @@ class EvaluationSummary:
 
     @classmethod
     def read(cls, directory: Path) -> "EvaluationSummary":
-        """Read an evaluation directory and the configuration of its model. UserError if one of them is gone."""
+        """Read an evaluation directory and the configuration of its model.
+
+        Raises:
+            UserError: one of them is gone.
+        """
         results = Results.read(directory)
         path = results.model / "config.json"
         if not path.is_file():
@@ -85,6 +94,7 @@ class EvaluationSummary:
         }
 
     def numbers(self) -> dict[str, Any]:
+        """What report.json says of this model."""
         return {
             "parameters": self.shape.parameters,
             "encoder_parameters": self.shape.encoder_parameters,

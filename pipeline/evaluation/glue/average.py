@@ -8,8 +8,10 @@ from pipeline.evaluation.results import Results, Summary
 def task_score(results: Results, name: str, seed: str) -> float:
     """One number for a GLUE task under one seed: the mean of its metrics.
 
-    For mnli it is the mean over the matched and, where that was there, the mismatched set. Raises `KeyError`
-    for a task or seed that has no score.
+    For mnli it is the mean over the matched and, where that was there, the mismatched set.
+
+    Raises:
+        KeyError: the task has no score under this seed.
     """
     names = [name, MNLI_MM] if name == "mnli" and MNLI_MM in results.names else [name]
     values = [results.scores(part)[metric]["seeds"][seed] for part in names for metric in GLUE_TASKS[name].metrics]

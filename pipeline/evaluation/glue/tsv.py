@@ -22,7 +22,8 @@ MRPC_DEV_IDS = "dev_ids.tsv"
 def load(task: GlueTask, root: Path) -> TaskData:
     """Read a task from its folder under `root`; a second dev set (MNLI mismatched) may be missing.
 
-    Raises `DataError` when the folder, the training file or the first dev file is missing, or a row is bad.
+    Raises:
+        DataError: the folder, the training file or the first dev file is missing, or a row is bad.
     """
     folder = root / task.folder
     if not folder.is_dir():
@@ -47,7 +48,11 @@ class MissingFileError(DataError):
 
 
 def find_file(folder: Path, stem: str) -> Path:
-    """`STEM.tsv`, else the one subset or partition of it. Raises `DataError` for none or for several."""
+    """`STEM.tsv`, else the one subset or partition of it.
+
+    Raises:
+        DataError: there is none, or there are several.
+    """
     official = folder / f"{stem}.tsv"
     if official.is_file():
         return official
@@ -60,7 +65,11 @@ def find_file(folder: Path, stem: str) -> Path:
 
 
 def read_split(task: GlueTask, path: Path, dev: DevSet | None = None) -> Split:
-    """All rows of one file. Raises `DataError` for a row of wrong length or label, or a file without rows."""
+    """All rows of one file.
+
+    Raises:
+        DataError: a row has the wrong length or label, or there are no rows.
+    """
     broken: list[int] = []
     examples = []
     rows = read_columns(path, [*task.texts, task.label], task.header, broken, task.broken_rows)
@@ -78,9 +87,12 @@ def read_columns(
 ) -> Iterator[tuple[int, list[str]]]:
     """Line number (from 1) and the `wanted` columns of every row; the first line names them unless `header` does.
 
-    Up to `allowed` rows of a wrong length are skipped and their line numbers put into `broken`: the official
-    QQP file has rows torn apart by line breaks. Raises `DataError` at the next one, and at bytes that are not
-    utf-8.
+    Args:
+        broken: where the line numbers of rows of a wrong length go, which are skipped.
+        allowed: how many of them there may be; the official QQP file has rows torn apart by line breaks.
+
+    Raises:
+        DataError: a row of a wrong length too many, or bytes that are not utf-8.
     """
     broken = [] if broken is None else broken
     columns = list(header)
@@ -110,7 +122,11 @@ def _decode(raw: bytes, path: Path, line: int) -> str:
 
 
 def parse_label(task: GlueTask, text: str, path: Path, line: int) -> int | float:
-    """Class id, or the value of a regression label. Raises `DataError` for anything else."""
+    """Class id, or the value of a regression label.
+
+    Raises:
+        DataError: it is neither.
+    """
     if not task.regression:
         if text in task.classes:
             return task.classes.index(text)
