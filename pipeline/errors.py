@@ -66,6 +66,11 @@ def refuse(sentences: Iterable[str]) -> None:
         raise UserError(*found)
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, in one line; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def give_up_stdout() -> None:
     """Let all that is or was printed go nowhere from here on: nobody reads it, or its disk is full."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -14,15 +14,7 @@ from pipeline.shapes import BertShape, Strategy
 
 def shape_of(config: BertConfig) -> BertShape:
     """The sizes in a Hugging Face BERT configuration."""
-    return BertShape(
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        intermediate=config.intermediate_size,
-        vocab_size=config.vocab_size,
-        positions=config.max_position_embeddings,
-        segments=config.type_vocab_size,
-    )
+    return BertShape.from_config(config.to_dict())
 
 
 def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:
