@@ -12,13 +12,15 @@ import torch.distributed as dist
 
 from pipeline.errors import UserError
 
-# What other launchers call the rank, the number of ranks and the rank on this node. SLURM sets most of these in the
-# batch script too, which is one process: only inside a step of srun do they count.
 _LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
+"""What other launchers call the rank, the number of ranks and the rank on this node.
+
+SLURM sets most of these in the batch script too, which is one process: only inside a step of srun do they count.
+"""
 
 
 @dataclass(frozen=True)
