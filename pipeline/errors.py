@@ -13,8 +13,13 @@ from typing import NoReturn
 
 EXIT_DONE = 0
 EXIT_USAGE = 2
+"""Bad arguments, configuration or output directory."""
 EXIT_DATA = 3
+"""Bad input data."""
+EXIT_HUNG = 70
+"""The job got no further: a rank hangs or is lost."""
 EXIT_STOPPED = 75
+"""Stopped on request, after a checkpoint."""
 
 
 class UserError(Exception):
