@@ -263,19 +263,6 @@ def _scratch_shape(target: TargetConfig, vocab_size: int, positions: int) -> Ber
     return shape(target.hidden // head_size)
 
 
-def check_same_tokenizer(teacher: str, shards: Path, tokenizer: Any) -> None:
-    """Refuse a teacher directory whose own tokenizer gives other ids than that of the shards.
-
-    A teacher without tokenizer files passes; the sizes of the vocabularies are compared elsewhere.
-    """
-    from transformers import AutoTokenizer
-
-    if not any((Path(teacher) / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        return
-    if AutoTokenizer.from_pretrained(teacher).get_vocab() != tokenizer.get_vocab():
-        raise UserError(f"teacher {teacher} has another vocabulary than {shards}: build the shards with its tokenizer")
-
-
 def save_config(config: BertConfig) -> dict[str, Any]:
     """A configuration as plain JSON values, for a checkpoint."""
     return json.loads(config.to_json_string(use_diff=False))

@@ -148,6 +148,7 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
     Every rank reads for itself, and none communicates.
     """
     from pipeline.compaction.model import CompactedBert
+    from pipeline.data.agreement import check_same_tokenizer
     from pipeline.data.cooccurrence import count_tokens
     from pipeline.data.manifest import TOKENIZER_NAME
     from pipeline.data.open import open_training_data
@@ -156,7 +157,7 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
     from pipeline.engine.compaction import load_replay
     from pipeline.engine.deepspeed_config import load_deepspeed_config
     from pipeline.engine.restore import check_same_shards, restore_model
-    from pipeline.models import PlainBert, build_model, check_same_tokenizer, start_from_counts
+    from pipeline.models import PlainBert, build_model, start_from_counts
 
     deepspeed_config = load_deepspeed_config(deepspeed_path, recipe.train, ranks)
     data, heldout, manifest = open_training_data(recipe.data, recipe.train.seed)

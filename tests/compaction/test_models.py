@@ -15,14 +15,12 @@ from transformers import BertForMaskedLM, BertModel
 
 from pipeline.compaction.model import shape_of
 from pipeline.config import Recipe
-from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine.optimizer import parameter_role
 from pipeline.errors import UserError
 from pipeline.fold import fold_run
 from pipeline.models import (
     attention_kernel,
     build_model,
-    check_same_tokenizer,
     load_parameters,
     load_teacher,
     rebuild_model,
@@ -180,20 +178,6 @@ def test_a_parameter_target_is_resolved_and_said(teacher):
     assert any("nearest legal student" in notice and str(built.module.target) in notice for notice in built.notices)
     assert abs(built.module.target.parameters - 10_000) < 2000
     assert shape_of(built.bert_config).hidden == 24
-
-
-def test_a_teacher_with_another_tokenizer_of_the_same_size_is_refused(tmp_path, copied):
-    shards = make_shards(tmp_path / "shards", words=400)
-    tokenizer = load_tokenizer(shards / "tokenizer")
-    check_same_tokenizer(str(copied), shards, tokenizer)  # no tokenizer files: nothing to compare
-    check_same_tokenizer("google/bert", shards, tokenizer)
-    shutil.copytree(shards / "tokenizer", copied, dirs_exist_ok=True)
-    check_same_tokenizer(str(copied), shards, tokenizer)
-    swapped = tmp_path / "swapped"
-    make_shards(swapped, words=400, extra=("zebra", "yak"))
-    shutil.copytree(swapped / "tokenizer", copied, dirs_exist_ok=True)
-    with pytest.raises(UserError, match="has another vocabulary than"):
-        check_same_tokenizer(str(copied), shards, tokenizer)
 
 
 @pytest.mark.parametrize(
