@@ -173,7 +173,7 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
     if checkpoint:
         check_same_shards(data, checkpoint)
         restore_model(built.module, recipe, checkpoint)
-        built.head_is_new = checkpoint.recorded("head_is_new")
+        built.head_is_new = checkpoint.trainer["head_is_new"]
     return Inputs(deepspeed_config, data, heldout, built, checkpoint)
 
 

@@ -18,11 +18,10 @@ from typing import IO, Any
 import yaml
 
 from pipeline.config import Recipe
-from pipeline.engine.checkpoint import newest_complete
+from pipeline.engine.checkpoint import check_format, newest_complete
 from pipeline.environment import commit, machine, versions
 from pipeline.errors import DataError, UserError
 from pipeline.files import write_atomically, writing
-from pipeline.parsing import build
 
 LOCK = "lock"
 _MAY_CHANGE = ("train.steps", "train.hang_minutes")
@@ -92,7 +91,8 @@ def resume_point(directory: Path, recipe: Recipe, lock: DirectoryLock | None = N
         lock: taken, if there is a run, before its checkpoints are looked at: whoever held it may have written more.
 
     Raises:
-        UserError: the directory belongs to something else, to a run of another recipe, or another process holds it.
+        UserError: the directory belongs to something else, to a run of another recipe or format, or another process
+            holds it.
         DataError: it has checkpoints, and all are broken. To begin anew would drop the run's records.
     """
     if directory.exists() and not directory.is_dir():
@@ -102,7 +102,8 @@ def resume_point(directory: Path, recipe: Recipe, lock: DirectoryLock | None = N
         if lock:
             lock.take(create=False)
         return None, []
-    recorded = _completed(_recorded_recipe(directory))
+    recorded = _recorded_recipe(directory)
+    check_format(directory / "checkpoints")
     difference = _difference(recorded, recipe.to_dict())
     if difference:
         raise UserError(f"{directory} holds another run: {difference}; choose another --output")
@@ -129,14 +130,6 @@ def _recorded_recipe(directory: Path) -> dict[str, Any]:
     return recorded
 
 
-def _completed(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A recipe that an earlier version recorded, with the defaults of the keys that are new since."""
-    try:
-        return build(Recipe, recorded, "").to_dict()
-    except UserError:
-        return recorded
-
-
 def _difference(recorded: Any, wanted: dict[str, Any], prefix: str = "") -> str | None:
     """The first key in which two recipes differ, those aside that may."""
     for key in sorted(set(recorded) | set(wanted)):
@@ -145,7 +138,7 @@ def _difference(recorded: Any, wanted: dict[str, Any], prefix: str = "") -> str 
             found = _difference(old, new, f"{prefix}{key}.")
             if found:
                 return found
-        elif old != new and prefix + key not in _MAY_CHANGE:
+        elif old != new and (old is None or prefix + key not in _MAY_CHANGE):
             return f"its {prefix}{key} is {old!r}, not {new!r}"
     return None
 

@@ -118,10 +118,9 @@ class Trainer:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue after the checkpoint's step. The module must be as `restore_model` makes it."""
         state = {name: checkpoint.tensors[name] for name in ("parameters", "exp_avg", "exp_avg_sq")}
-        self._restore_engine(state, int(checkpoint.recorded("optimizer_steps")), checkpoint.trainer.get("loss_scale"))
+        self._restore_engine(state, checkpoint.trainer["optimizer_steps"], checkpoint.trainer["loss_scale"])
         self.step = self.saved = checkpoint.step
-        if "judge" in checkpoint.trainer:  # some versions before did without
-            self.judge.load_state_dict(checkpoint.trainer["judge"])
+        self.judge.load_state_dict(checkpoint.trainer["judge"])
         if self.compaction:
             self.compaction.load_state_dict(checkpoint.tensors["compaction"])
 

@@ -16,17 +16,11 @@ from transformers import BertForMaskedLM, BertModel
 from pipeline.compaction.model import shape_of
 from pipeline.config import Recipe
 from pipeline.engine.optimizer import parameter_role
+from pipeline.engine.student import fold_run
 from pipeline.errors import UserError
-from pipeline.fold import fold_run
-from pipeline.models import (
-    attention_kernel,
-    build_model,
-    load_parameters,
-    load_teacher,
-    rebuild_model,
-    save_config,
-)
+from pipeline.models import build_model, load_parameters, rebuild_model, save_config
 from pipeline.parsing import build
+from pipeline.teachers import attention_kernel, load_teacher
 from tests.support.models import random_teacher
 from tests.support.runs import (
     make_shards,
@@ -282,7 +276,7 @@ def test_everything_moves_afterwards(warmed):
 
 
 def test_the_warmed_up_run_folds(warmed, tmp_path):
-    from pipeline.fold import fold_run
+    from pipeline.engine.student import fold_run
 
     fold_run(warmed, tmp_path / "student")
     fold_run(warmed, tmp_path / "earlier", step=7)

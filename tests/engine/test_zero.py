@@ -233,7 +233,7 @@ def test_fifty_narrowed_steps_follow_those_at_full_width_under_every_stage(tmp_p
     "name", [f"zero{s}" for s in STAGES] + ["bf16"] + [f"bf16_zero{s}" for s in (1, 2, 3)] + ["penalty_zero3"]
 )
 def test_the_student_is_the_trained_model_under_every_stage(runs, name):
-    from pipeline.fold import fold_run
+    from pipeline.engine.student import fold_run
 
     student = runs / f"student_{name}"
     fold_run(runs / name, student)
@@ -249,7 +249,7 @@ def test_the_trainer_measures_what_the_student_scores(runs):
 
     from pipeline.config import load_recipe
     from pipeline.data.open import open_training_data
-    from pipeline.fold import fold_run
+    from pipeline.engine.student import fold_run
 
     student = runs / "student_measured"
     fold_run(runs / "zero2", student)
