@@ -27,7 +27,7 @@ LAYERS = [
     ("pipeline.stages", "pipeline.cost"),
     ("pipeline.data",),
     ("pipeline.compaction",),
-    ("pipeline.models",),
+    ("pipeline.models", "pipeline.teachers"),
     ("pipeline.baselines",),
     ("pipeline.engine",),
     ("pipeline.evaluation",),
@@ -49,6 +49,8 @@ SLOW = (*FRAMEWORKS, "datasets", "matplotlib", "scipy", "sklearn", "tensorboard"
 """Libraries that take from half a second to several to import: wrong arguments are said before."""
 MACHINE = ("pipeline.environment", "torch", "machine")
 """The one exception to the ground floor's rule: `environment.machine()` asks torch for the GPUs' names."""
+RECORDS = ("pipeline.evaluation.results", "pipeline.evaluation.metrics")
+"""What reads and writes results.json, the one thing of evaluation that reporting is to know."""
 OUTSIDE_WORLD = (
     *("os", "io", "pathlib", "shutil", "tempfile", "glob", "fcntl", "mmap", "json", "yaml", "pickle", "safetensors"),
     *("subprocess", "multiprocessing", "concurrent", "threading", "socket", "signal"),
@@ -100,7 +102,7 @@ def _led_to(tree: Tree) -> Iterator[str]:
         for module in (name for name in tree.modules if within(name, rooms)):
             for end, way in reached(edges, module).items():
                 for found in tree.imports[end]:
-                    excepted = (found.importer, found.target, found.where) == MACHINE
+                    excepted = (found.importer, found.target, found.where) == MACHINE or within(found.target, RECORDS)
                     if found.when in times and within(found.target, without) and not excepted:
                         yield f"{' -> '.join(way)}: {_place(found)}, which {module} must do without"
 

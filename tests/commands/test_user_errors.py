@@ -22,7 +22,7 @@ from pipeline.config import load_recipe
 from pipeline.data.manifest import read_manifest
 from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine import checkpoint, student
-from pipeline.engine.checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
+from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
 from pipeline.engine.run_directory import LOCK, record_start
 from pipeline.errors import EXIT_DATA, EXIT_USAGE, UserError
 from pipeline.launch import adopt_launcher_environment

@@ -17,8 +17,11 @@ ALL = "glue"
 
 @dataclass(frozen=True)
 class DevSet:
-    """One labelled set a task is scored on. `stem` names its TSV file, `hub_split` its split on the hub; `rows` is
-    the official number of rows, 0 where there is none."""
+    """One labelled set a task is scored on.
+
+    `stem` names its TSV file, `hub_split` its split on the hub; `rows` is the official number of rows, 0 where there is
+    none.
+    """
 
     name: str
     rows: int = 0

@@ -88,6 +88,9 @@ def read_columns(
     """Line number (from 1) and the `wanted` columns of every row; the first line names them unless `header` does.
 
     Args:
+        path: of the file.
+        wanted: names of columns.
+        header: names of all columns, for a file without a line of them.
         broken: where the line numbers of rows of a wrong length go, which are skipped.
         allowed: how many of them there may be; the official QQP file has rows torn apart by line breaks.
 
