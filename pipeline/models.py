@@ -161,8 +161,8 @@ def _scratch_config(recipe: Recipe, vocab_size: int) -> BertConfig:
 def _start_positions(table: Tensor, scale: float) -> None:
     """Set position embeddings (positions, hidden) to sines and cosines of standard deviation `scale`.
 
-    They train on from there. The waves are those of Vaswani et al. 2017, section 3.5. With random ones, attention has to
-    learn every pair of positions before it finds out about neighbours.
+    They train on from there. The waves are those of Vaswani et al. 2017, section 3.5. With random ones, attention has
+    to learn every pair of positions before it finds out about neighbours.
     """
     positions, hidden = table.shape
     column = torch.arange(hidden)
