@@ -44,6 +44,10 @@ def _build(name: str, line: str, code: int = 0) -> Command:
     return Command(f"shards_{name}", "preprocessing/build_shards.py", f"{line} --output {output}", code=code)
 
 
+def _verify(name: str, line: str = "") -> Command:
+    return Command(f"verify_{name}", "preprocessing/verify_shards.py", f"out/shards/{name} {line}")
+
+
 def _train(
     name: str, line: str, config: str = f"{SHARED}/wid.yaml", zero: int | None = 0, again: str = "", **more: Any
 ) -> Command:
@@ -60,7 +64,7 @@ def _fold(run: str, student: str = "", line: str = "", code: int = 0) -> Command
 
 
 def _evaluate(name: str, tasks: str, data: str, model: str = "", again: str = "") -> Command:
-    how = "--seeds 1,2 --epochs 1 --batch-size 8 --learning-rate 3e-4 --max-length 32"
+    how = "--seeds 1,2 --epochs 1 --batch-size 8 --learning-rate 3e-3 --max-length 32"
     line = f"--model {model or f'out/students/{name}'} --tasks {tasks} --data {data} {how}"
     return Command(f"evaluate_{name}{again}", "pipeline/evaluate.py", f"{line} --output out/evaluations/{name}")
 
@@ -97,8 +101,8 @@ PREPROCESSING = (
         "--shard-tokens 2000 --workers 2",
     ),
     _build("everything", f"{EVERYTHING} {SHIPPED} --reflow off --shard-tokens 5000 --workers 1"),
-    Command("verify_dump", "preprocessing/verify_shards.py", "out/shards/dump"),
-    Command("verify_records", "preprocessing/verify_shards.py", "out/shards/records --quick"),
+    *(_verify(name) for name in ("lines", "books", "records", "articles", "dump", "everything")),
+    _verify("heldout", "--quick"),
     Command("verify_nothing", "preprocessing/verify_shards.py", "out/tokenizers", code=2),
     Command("inspect_everything", "preprocessing/inspect_shards.py", "out/shards/everything --documents 5"),
 )
@@ -108,6 +112,8 @@ SCHEDULE = (
 )
 SHORT = "--data.heldout out/shards/heldout --data.heldout_windows 8 --data.seq_len 32"
 TWO_SOURCES = "'[{path: out/shards/lines, weight: 1}, {path: out/shards/everything, weight: 2}]'"
+BY_SIZE = "--target.hidden null --target.head_size null --target.params 90k"
+RANDOM = f"--compaction.selection random --data.whole_word true --train.dropout 0 {BY_SIZE}"
 TRAINING = (
     # The shipped teacher under the demo's own recipe: dim, taylor, anneal; two ranks, ZeRO 1, bf16.
     _train(
@@ -124,23 +130,23 @@ TRAINING = (
         f"--compaction.decay penalty --data.separate_documents true --data.shards={TWO_SOURCES} "
         "--data.heldout out/shards/heldout",
     ),
-    _train("random", "--compaction.selection random --data.whole_word true --train.dropout 0", zero=1),
+    _train("random", RANDOM, zero=1),
     # Goes on in the middle of the schedule, and further than it was to go.
     _train(
         "random",
-        "--compaction.selection random --data.whole_word true --train.dropout 0 --train.steps 12",
+        f"{RANDOM} --train.steps 12",
         zero=2,
         again="_on",
         remove="out/runs/random/checkpoints/step_8",
     ),
     _train(
         "random",
-        "--compaction.selection random --data.whole_word true --train.dropout 0 --train.steps 14",
+        f"{RANDOM} --train.steps 14",
         again="_stopped",
         touch="out/runs/random/stop",
         code=75,
     ),
-    _train("replay", "--compaction.replay out/runs/random/selection.jsonl --target.intermediate 70", zero=3),
+    _train("replay", f"--compaction.replay out/runs/random/selection.jsonl {BY_SIZE}", zero=3),
     _train(
         "headless",
         f"--teacher.path {SHARED}/headless --teacher.head_warmup_steps 3 --data.mask_fraction 0.3",

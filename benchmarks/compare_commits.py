@@ -35,14 +35,13 @@ if not __package__:
 
 from benchmarks.compare_cases import COMMANDS, TREE, Command
 from benchmarks.compare_files import Allowed, Difference, Side, compare, excused, read_allowed
-from benchmarks.compare_inputs import write_inputs
 from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 
 ROOT = Path(__file__).resolve().parent.parent
 EXIT_DIFFERENT = 1
 WORKTREE = "worktree"
-SIDES = ("before", "after")
+BEFORE, AFTER = "before", "after"
 # One thread each: sums come to the same value then, and two revisions share two cores.
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
@@ -95,6 +94,9 @@ def commit_of(revision: str) -> str:
 class Runner:
     """Runs the commands of one side in its directory.
 
+    In there, so that relative paths are the same on both sides: fold.json names the run as it was given, and the
+    hash of a student covers fold.json.
+
     Attributes:
         codes: exit codes by name of the command.
     """
@@ -108,22 +110,29 @@ class Runner:
         )
 
     def run(self, commands: tuple[Command, ...], stop: threading.Event) -> None:
-        """Every command, also after one that failed: both sides have then done all they can."""
+        """Every command, also after one that failed, unless told to stop.
+
+        Raises:
+            UserError: one does not do before what it is there for.
+        """
         (self.folder / "logs").mkdir(parents=True)
         for command in commands:
             if stop.is_set():
                 return
             began = time.monotonic()
-            self.codes[command.name] = self._run(command)
+            code = self.codes[command.name] = self._run(command)
             took = f"{time.monotonic() - began:.1f} s"
-            print(f"{self.name:6} {command.name}: exit code {self.codes[command.name]}, {took}", flush=True)
+            print(f"{self.name:6} {command.name}: exit code {code}, {took}\n", end="", flush=True)
+            if self.name == BEFORE and code != command.code:
+                expected = f"where {command.code} was expected, so it compares nothing"
+                raise UserError(f"{command.name} ended with code {code}, {expected}: {self.log(command)}")
         self.side.output.mkdir(exist_ok=True)
         (self.side.output / "exit_codes.json").write_text(json.dumps(self.codes, indent=1) + "\n")
 
     def _run(self, command: Command) -> int:
         for path in glob.glob(command.remove, root_dir=self.folder) if command.remove else ():
             shutil.rmtree(self.folder / path)
-        if command.touch:
+        if command.touch and (self.folder / command.touch).parent.is_dir():
             (self.folder / command.touch).touch()
         start = [sys.executable]
         if command.ranks:
@@ -132,10 +141,7 @@ class Runner:
         line = [part.replace(TREE, str(self.tree)) for part in shlex.split(command.line)]
         with open(self.log(command), "wb") as log:
             whole = [*start, str(self.tree / command.script), *line]
-            environment = {**os.environ, **ENVIRONMENT}
-            return subprocess.run(
-                whole, cwd=self.folder, env=environment, stdout=log, stderr=subprocess.STDOUT
-            ).returncode
+            return subprocess.run(whole, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT).returncode
 
     def log(self, command: Command) -> Path:
         return self.folder / "logs" / f"{command.name}.log"
@@ -148,10 +154,12 @@ def free_port() -> int:
 
 
 def run_both(before: str, after: str, work: Path) -> list[Runner]:
-    """All commands in both revisions at once. UserError if one does not do before what it is there for."""
+    """All commands in both revisions at once."""
     with checked_out(before, work / "trees" / "before") as old, checked_out(after, work / "trees" / "after") as new:
+        from benchmarks.compare_inputs import write_inputs  # seconds, and after the environment is set
+
         write_inputs(work / "inputs", old)
-        runners = [Runner(name, tree, work) for name, tree in zip(SIDES, (old, new), strict=True)]
+        runners = [Runner(name, tree, work) for name, tree in ((BEFORE, old), (AFTER, new))]
         stop = threading.Event()
         with ThreadPoolExecutor(len(runners)) as pool:
             try:
@@ -160,11 +168,6 @@ def run_both(before: str, after: str, work: Path) -> list[Runner]:
             except BaseException:
                 stop.set()  # the other side ends after its present command
                 raise
-    for command in COMMANDS:
-        code = runners[0].codes[command.name]
-        if code != command.code:
-            expected = f"ended with code {code} before, where {command.code} was expected"
-            raise UserError(f"{command.name} {expected}, so it compares nothing: {runners[0].log(command)}")
     return runners
 
 
@@ -177,16 +180,24 @@ def report(differences: list[Difference], allowed: list[Allowed]) -> None:
             print(f"allowed, but not met: {entry.file}: {entry.key}: {entry.reason}")
 
 
+def check(arguments: argparse.Namespace) -> None:
+    """What would otherwise show after minutes."""
+    work, results = arguments.work, arguments.json.resolve()
+    if work.exists() and (not work.is_dir() or any(work.iterdir())):
+        raise UserError(f"--work {work} exists and is not an empty directory; choose another")
+    if results.is_dir() or not results.parent.is_dir():
+        raise UserError(f"--json {arguments.json} is a directory, or in none that exists")
+
+
 def main() -> int:
     arguments = parse_arguments()
+    check(arguments)
+    os.environ.update(ENVIRONMENT)
     head = measured(not_measured="GPUs, more than two ranks, hub inputs, torch.compile; what the commands print")
     allowed = read_allowed(arguments.allowed)
     revisions = {"before": commit_of(arguments.before), "after": commit_of(arguments.after)}
-    work = arguments.work.resolve()
-    if work.exists() and (not work.is_dir() or any(work.iterdir())):
-        raise UserError(f"--work {work} exists and is not an empty directory; choose another")
     began = time.monotonic()
-    before, after = run_both(arguments.before, arguments.after, work)
+    before, after = run_both(arguments.before, arguments.after, arguments.work.resolve())
     found, count = compare(before.side, after.side)
     differences = [excused(difference, allowed) for difference in found]
     report(differences, allowed)

@@ -226,7 +226,7 @@ def _event_value(value: Any) -> Any:
     if kind == "simple_value":
         return value.simple_value
     if kind == "tensor" and value.tensor.string_val:
-        return value.tensor.string_val[0].decode()
+        return value.tensor.string_val[0].decode(errors="replace")
     content = getattr(value, kind).SerializeToString(deterministic=True) if kind else b""
     return f"{kind} with sha256 {_hash(content)}"
 

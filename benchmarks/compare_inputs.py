@@ -18,6 +18,7 @@ from xml.sax.saxutils import escape
 import torch
 import yaml
 from transformers import BertConfig, BertForMaskedLM, BertModel
+from transformers.utils import logging
 
 SEED = 20
 TEACHER = Path("teachers") / "wiki_books_4x192"
@@ -223,6 +224,7 @@ def ordered(draw: random.Random, intact: int) -> str:
 
 def write_teachers(folder: Path) -> None:
     """Random BERTs over the shipped teacher's vocabulary: `tiny`, and `headless` with a pooler but no MLM head."""
+    logging.disable_progress_bar()
     size = json.loads((folder / "teacher" / "config.json").read_text())["vocab_size"]
     shape = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 96}
     config = BertConfig(vocab_size=size, max_position_embeddings=64, **shape)
