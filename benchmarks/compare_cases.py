@@ -64,7 +64,7 @@ def _fold(run: str, student: str = "", line: str = "", code: int = 0) -> Command
 
 
 def _evaluate(name: str, tasks: str, data: str, model: str = "", again: str = "") -> Command:
-    how = "--seeds 1,2 --epochs 1 --batch-size 8 --learning-rate 3e-3 --max-length 32"
+    how = "--seeds 1,2 --epochs 1 --batch-size 8 --learning-rate 3e-4 --max-length 32"
     line = f"--model {model or f'out/students/{name}'} --tasks {tasks} --data {data} {how}"
     return Command(f"evaluate_{name}{again}", "pipeline/evaluate.py", f"{line} --output out/evaluations/{name}")
 
@@ -180,10 +180,12 @@ FOLDING = (
 )
 EVALUATION = (
     _evaluate("dim", "mlm,latency", "out/shards/heldout"),
-    _evaluate("dim", "rte,stsb,mrpc,word_order", f"{SHARED}/glue", again="_on"),
+    _evaluate("dim", "stsb,word_order", f"{SHARED}/glue", again="_on"),
     _evaluate("head", "mlm", "out/shards/heldout"),
     _evaluate("scratch", "word_order,rte", f"{SHARED}/glue"),
-    _evaluate("teacher", "mlm", "out/shards/heldout", model=f"{SHARED}/teacher"),
+    # What was trained for longer than a few steps does not predict one class for all rows.
+    _evaluate("teacher", "rte,stsb,mrpc,word_order", f"{SHARED}/glue", model=f"{SHARED}/teacher"),
+    _evaluate("teacher", "mlm", "out/shards/heldout", model=f"{SHARED}/teacher", again="_on"),
     Command(
         "report",
         "pipeline/report.py",

@@ -1,4 +1,4 @@
-"""`benchmarks/compare_commits.py`: that its comparison can fail, and names what differs; its commands run for minutes."""
+"""`benchmarks/compare_commits.py`: its comparison can fail, and names what differs; its commands run for minutes."""
 
 import json
 
