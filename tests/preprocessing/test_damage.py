@@ -3,7 +3,6 @@
 import bz2
 import gzip
 import lzma
-import os
 import re
 import zlib
 from itertools import pairwise
@@ -112,7 +111,8 @@ def test_damage_in_the_middle_costs_nothing_of_what_is_before(tmp_path, suffix, 
     texts, left_out = read(Piece("lines", str(path)))
     assert left_out.pop("damaged") == 1
     # gzip and xz notice damage some way behind it: until then anything may come out, and is judged as text.
-    whole = os.path.commonprefix([raw, sound]).count(b"\n")
+    same = next(at for at in range(len(raw), -1, -1) if sound.startswith(raw[:at]))
+    whole = raw[:same].count(b"\n")
     assert texts[:whole] == TEXTS[:whole] and whole > len(TEXTS) // 4
     assert len(texts) + sum(left_out.values()) == sound.count(b"\n")
     (text,), left_out = read(Piece("text", str(path)))
