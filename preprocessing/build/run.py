@@ -2,11 +2,11 @@
 
 import argparse
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.manifest import Manifest, tokenizer_fingerprint
+from pipeline.files import temporary_folder, writing
 from preprocessing.build.cleaning import Cleaner, Cleaning
 from preprocessing.build.duplicates import find_duplicates
 from preprocessing.build.output import BuildDirectory, TaskResult, duplicates_path, listed
@@ -60,11 +60,12 @@ def make_plan(arguments: argparse.Namespace) -> Plan | None:
     cleaning = Cleaning(arguments.reflow, arguments.min_length, skip_faults=arguments.on_error == "skip")
     sources = expand_specs(arguments.input)
     tasks = plan_tasks(sources, arguments.shard_tokens)
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         # A folder of its own: the temporary one is private to its user, and copies keep the mode.
-        tokenizer = Path(folder) / "tokenizer"
-        tokenizer.mkdir()
-        save_tokenizer(arguments.tokenizer, tokenizer, arguments.cased)
+        tokenizer = folder / "tokenizer"
+        with writing(folder.parent):
+            tokenizer.mkdir()
+            save_tokenizer(arguments.tokenizer, tokenizer, arguments.cased)
         settings = f"{tokenizer_fingerprint(tokenizer)} {arguments.shard_tokens} {cleaning.settings}"
         build = BuildDirectory(arguments.output, source_hash(sources, settings))
         if build.is_finished():
