@@ -32,7 +32,9 @@ class Glue(Task):
             if MNLI_MM in data.missing and MNLI_MM in self.asked and not {"mnli", ALL} & set(self.asked):
                 raise DataError(f"{MNLI_MM}: {data.missing[MNLI_MM]}")
         for data in self.data:
-            for name in data.dev:
+            for name, split in data.dev.items():
+                if not split.examples:
+                    raise DataError(f"{name}: no rows of {split.source} are left; all of them are in train, too")
                 store.begin(name, data.describe(name), data.fingerprint(name))
             for name, reason in data.missing.items():
                 store.miss(name, reason)

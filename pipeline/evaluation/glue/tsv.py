@@ -99,21 +99,33 @@ def read_columns(
     """
     broken = [] if broken is None else broken
     columns = list(header)
+    for line, raw in _lines(path):
+        fields = _decode(raw, path, line).rstrip("\r\n").split("\t")
+        if not columns:
+            columns = fields
+            missing = [name for name in wanted if name not in columns]
+            if missing:
+                raise DataError(f"{path}, line 1: the header has no column '{missing[0]}'")
+        elif len(fields) == len(columns):
+            yield line, [fields[columns.index(name)] for name in wanted]
+        elif len(broken) < allowed:
+            broken.append(line)
+        else:
+            raise DataError(f"{path}, line {line}: {len(fields)} columns where {len(columns)} were expected")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Every line with its number from 1, but for the blank ones at the end, which editors and exports leave behind."""
+    blank: list[tuple[int, bytes]] = []
     # Lines end at \n only: sentences contain other characters that str.splitlines would break at.
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
-            fields = _decode(raw, path, line).rstrip("\r\n").split("\t")
-            if not columns:
-                columns = fields
-                missing = [name for name in wanted if name not in columns]
-                if missing:
-                    raise DataError(f"{path}, line 1: the header has no column '{missing[0]}'")
-            elif len(fields) == len(columns):
-                yield line, [fields[columns.index(name)] for name in wanted]
-            elif len(broken) < allowed:
-                broken.append(line)
-            else:
-                raise DataError(f"{path}, line {line}: {len(fields)} columns where {len(columns)} were expected")
+            if not raw.strip():
+                blank.append((line, raw))
+                continue
+            yield from blank
+            blank.clear()
+            yield line, raw
 
 
 def _decode(raw: bytes, path: Path, line: int) -> str:
