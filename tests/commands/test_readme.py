@@ -35,19 +35,20 @@ SMALL = {
 """Scripts whose commands are run, and what makes them short: the last occurrence of an option wins."""
 
 CHECKED = {
-    # These need a network; `.ci/run` starts with the first, and tests/commands/test_demo.py runs the demo's program.
+    # Installing needs a network or carried wheels, and takes minutes; `.ci/run` starts with it.
     "make install": "make --dry-run install",
-    "make demo": "make --dry-run demo",
-    "make demo DATA=lines:my.txt TEACHER=my_bert": "make --dry-run demo DATA=lines:my.txt TEACHER=my_bert",
-    "make test": "make --dry-run test",
     "python3 -m venv .venv": "python -m venv --help",
     ".venv/bin/pip install": "python -m pip install --help",
     ".venv/bin/pip wheel": "python -m pip wheel --help",
     'PIP_NO_INDEX=1 PIP_FIND_LINKS="$PWD/wheels" make install': "make --dry-run install",
     "hf download": "hf download --help",
-    # This needs a cluster: tests/slurm has the batch file on one. What follows its name is checked below.
+    # These take as long as they say; tests/commands/test_demo.py runs the demo's program with a few steps.
+    "make demo": "make --dry-run demo",
+    "make demo DATA=lines:my.txt TEACHER=my_bert": "make --dry-run demo DATA=lines:my.txt TEACHER=my_bert",
+    "make test": "make --dry-run test",
+    # A cluster: tests/slurm has the batch file on one. The arguments behind its name are checked below.
     "sbatch": "bash -n slurm/train.sbatch",
-    # These two end only with their shell or on request.
+    # A shell's own state, and a server that does not end.
     "source .venv/bin/activate": "make --dry-run install",
     "tensorboard": "tensorboard --help",
 }
