@@ -15,8 +15,10 @@ _HASH_BLOCK = 1 << 22
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an error of the file system inside the block (disk full, read-only, no permission) into a sentence about
-    `path`. Those that safetensors meets are no OSErrors."""
+    """Turn an error of the file system inside the block (full, read-only, no permission) into a sentence on `path`.
+
+    Those that safetensors meets are no OSErrors.
+    """
     try:
         yield
     except SafetensorError as error:

@@ -20,13 +20,12 @@ def restore_model(module: PlainBert | CompactedBert, recipe: Recipe, checkpoint:
 
     Raises:
         UserError: it is the checkpoint of another model.
-        DataError: it was written by an earlier version.
     """
     if isinstance(module, CompactedBert):
         schedule = Schedule(recipe.compaction, module.gates, recipe.train.compactor_lr)
         schedule.load_state_dict(without_prefix(checkpoint.tensors["compaction"], SELECTED))
         schedule.set_gates(checkpoint.step)
-        if checkpoint.recorded("narrowed"):
+        if checkpoint.trainer["narrowed"]:
             module.narrow(kept_indices(module))
     load_parameters(module, checkpoint.tensors["parameters"])
 
@@ -37,9 +36,8 @@ def check_same_shards(data: TrainingData, checkpoint: Checkpoint) -> None:
     Raises:
         UserError: the shards under this path are not those that the checkpoint was trained on.
     """
-    recorded = checkpoint.trainer.get("shards")  # some versions before did without
-    for number, source in enumerate(data.sources):
-        if recorded is not None and recorded[number] != source.tokens_hash:
+    for source, recorded in zip(data.sources, checkpoint.trainer["shards"], strict=True):
+        if source.tokens_hash != recorded:
             raise UserError(
                 f"{source.directory} holds other tokens than those that this run was trained on up to step "
                 f"{checkpoint.step}: put the old shards back, or begin anew in another --output"

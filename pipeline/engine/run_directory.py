@@ -18,11 +18,10 @@ from typing import IO, Any
 import yaml
 
 from pipeline.config import Recipe
-from pipeline.engine.checkpoint import newest_complete
+from pipeline.engine.checkpoint import check_format, newest_complete
 from pipeline.environment import commit, machine, versions
 from pipeline.errors import DataError, UserError
 from pipeline.files import write_atomically, writing
-from pipeline.parsing import build
 
 LOCK = "lock"
 _MAY_CHANGE = ("train.steps", "train.hang_minutes")
@@ -87,10 +86,13 @@ def resume_point(directory: Path, recipe: Recipe, lock: DirectoryLock | None = N
     """The checkpoint to go on from (None for a new run) and sentences about broken newer ones. Changes nothing.
 
     Args:
+        directory: the run directory, which need not exist.
+        recipe: what is asked for now; a run of another recipe is refused.
         lock: taken, if there is a run, before its checkpoints are looked at: whoever held it may have written more.
 
     Raises:
-        UserError: the directory belongs to something else, to a run of another recipe, or another process holds it.
+        UserError: the directory belongs to something else, to a run of another recipe or format, or another process
+            holds it.
         DataError: it has checkpoints, and all are broken. To begin anew would drop the run's records.
     """
     if directory.exists() and not directory.is_dir():
@@ -100,7 +102,8 @@ def resume_point(directory: Path, recipe: Recipe, lock: DirectoryLock | None = N
         if lock:
             lock.take(create=False)
         return None, []
-    recorded = _completed(_recorded_recipe(directory))
+    recorded = _recorded_recipe(directory)
+    check_format(directory / "checkpoints")
     difference = _difference(recorded, recipe.to_dict())
     if difference:
         raise UserError(f"{directory} holds another run: {difference}; choose another --output")
@@ -127,14 +130,6 @@ def _recorded_recipe(directory: Path) -> dict[str, Any]:
     return recorded
 
 
-def _completed(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A recipe that an earlier version recorded, with the defaults of the keys that are new since."""
-    try:
-        return build(Recipe, recorded, "").to_dict()
-    except UserError:
-        return recorded
-
-
 def _difference(recorded: Any, wanted: dict[str, Any], prefix: str = "") -> str | None:
     """The first key in which two recipes differ, those aside that may."""
     for key in sorted(set(recorded) | set(wanted)):
@@ -143,7 +138,7 @@ def _difference(recorded: Any, wanted: dict[str, Any], prefix: str = "") -> str 
             found = _difference(old, new, f"{prefix}{key}.")
             if found:
                 return found
-        elif old != new and prefix + key not in _MAY_CHANGE:
+        elif old != new and (old is None or prefix + key not in _MAY_CHANGE):
             return f"its {prefix}{key} is {old!r}, not {new!r}"
     return None
 
@@ -158,6 +153,10 @@ def record_start(
     """Write what a run is, before its first step.
 
     Args:
+        directory: the run directory.
+        recipe: as it is trained, with every override.
+        deepspeed_config: as DeepSpeed gets it.
+        command: the words of the command line.
         lock: taken before anything is written.
 
     Raises:

@@ -16,10 +16,10 @@ from preprocessing.readers.documents import Piece
 from preprocessing.readers.formats import FORMATS
 from preprocessing.readers.specs import Source
 
-# English text in a BERT vocabulary has 4.4 bytes per token: a task gives about one shard, seldom a little more.
 BYTES_PER_TOKEN = 4
-# Part of the source hash: raise it when the same inputs would give other shards than before.
+"""English text in a BERT vocabulary has 4.4 bytes per token: a task gives about one shard, seldom a little more."""
 PLAN_VERSION = 2
+"""Part of the source hash: raise it when the same inputs would give other shards than before."""
 _SAMPLE = 1 << 16
 
 

@@ -13,8 +13,8 @@ import zstandard
 
 from pipeline.errors import UserError
 
-# What the decompressors raise on damaged or truncated data.
 DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, zstandard.ZstdError)
+"""What the decompressors raise on damaged or truncated data."""
 _BUFFER = 1 << 20
 
 

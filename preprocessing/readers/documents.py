@@ -8,8 +8,8 @@ from pathlib import Path
 from pipeline.errors import DataError
 from preprocessing.readers.compressed import open_text
 
-# A file in the wrong encoding has a fault on every line; the count tells the rest.
 _SHOWN_FAULTS = 100
+"""A file in the wrong encoding has a fault on every line; the count tells the rest."""
 
 
 @dataclass(frozen=True)

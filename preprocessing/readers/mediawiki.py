@@ -19,14 +19,14 @@ from preprocessing.readers.documents import Document, Piece, Tally
 from preprocessing.readers.wikitext import LINK_NAMESPACES, WikitextError, plain_text
 
 _BLOCK = 1 << 20
-# Of compressed bytes, which become five times as many and more.
 _PACKED_BLOCK = 1 << 17
-# Longer than any tag that is looked for, and enough of a page to show.
+"""Of compressed bytes, which become five times as many and more."""
 _OPENING = 64
+"""Longer than any tag that is looked for, and enough of a page to show."""
 _HEAD = 1 << 16
 _OPEN, _CLOSE = b"<page>", b"</page>"
-# MediaWiki allows 2 MB of wikitext; what never closes must not fill the memory.
 _LARGEST_PAGE = 1 << 26
+"""MediaWiki allows 2 MB of wikitext; what never closes must not fill the memory."""
 _STREAM = re.compile(rb"BZh[1-9]1AY&SY")
 _STREAM_HEADER = 10
 _NAMESPACE = re.compile(r'<namespace key="(?:-2|6|14)"[^>]*>([^<]+)</namespace>')

@@ -10,8 +10,8 @@ from preprocessing.readers.compressed import is_compressed
 from preprocessing.readers.documents import Document, Piece
 from preprocessing.readers.formats import FORMATS, read_piece
 
-# Text compresses to a quarter (gzip, zstd) or less (xz); only the grouping of small files depends on it.
 COMPRESSION = 4
+"""Text compresses to a quarter (gzip, zstd) or less (xz); only the grouping of small files depends on it."""
 
 SPEC_HELP = (
     "FORMAT:PATH, PATH may be a glob; formats: text (a document per file), lines, jsonl, wikiextractor, mediawiki, "

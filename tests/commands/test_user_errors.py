@@ -21,10 +21,11 @@ from pipeline.compaction.schedule import Schedule
 from pipeline.config import load_recipe
 from pipeline.data.manifest import read_manifest
 from pipeline.data.vocabulary import load_tokenizer
-from pipeline.engine.checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
-from pipeline.engine.distributed import adopt_launcher_environment
+from pipeline.engine import checkpoint, student
+from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
 from pipeline.engine.run_directory import LOCK, record_start
 from pipeline.errors import EXIT_DATA, EXIT_USAGE, UserError
+from pipeline.launch import adopt_launcher_environment
 from pipeline.models import build_model, save_config
 from preprocessing import build_shards, train_tokenizer
 from tests.support import ROOT
@@ -292,13 +293,16 @@ def test_a_run_with_broken_checkpoints_only_is_left_alone(inputs, unfinished, mo
     assert but_lock(contents(unfinished)) == before
 
 
-def test_a_checkpoint_of_an_earlier_version_is_refused(inputs, unfinished, monkeypatch):
-    path = newest_complete(unfinished / "checkpoints")[0]
-    found = load_checkpoint(path)
-    save_checkpoint(path.parent, Checkpoint(found.tensors, {"step": 2}, found.bert_config), keep=2)
+@pytest.mark.parametrize("door", ["train", "fold"])
+def test_a_checkpoint_of_another_format_is_refused(inputs, unfinished, tmp_path, monkeypatch, door):
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
     before = but_lock(contents(unfinished))
-    part = "step 2 was written by an earlier version of this program (its trainer.json has no narrowed)"
-    refused(monkeypatch, train.main, train_command(inputs, unfinished), EXIT_DATA, part)
+    part = "step_1 is of format 1 and this program reads format 2"
+    if door == "train":
+        refused(monkeypatch, train.main, train_command(inputs, unfinished), EXIT_USAGE, part)
+    else:
+        arguments = ["--run", unfinished, "--output", tmp_path / "student"]
+        refused(monkeypatch, fold.main, arguments, EXIT_USAGE, part)
     assert but_lock(contents(unfinished)) == before
 
 
@@ -367,10 +371,10 @@ def test_a_failed_fold_leaves_nothing_behind(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fold, "model_card", fail)
+    monkeypatch.setattr(student, "model_card", fail)
     tokenizer = load_tokenizer(make_shards(tmp_path / "shards") / "tokenizer")
     with pytest.raises(UserError, match="student: cannot write: No space left"):
-        fold.write_student(random_teacher(), tokenizer, {}, tmp_path / "student")
+        student.write_student(random_teacher(), tokenizer, {}, tmp_path / "student")
     assert not [path for path in tmp_path.iterdir() if "student" in path.name]
 
 

@@ -29,6 +29,7 @@ from pipeline.engine.checkpoint import (
 from pipeline.engine.run_directory import DirectoryLock, record_start, resume_point
 from pipeline.environment import commit
 from pipeline.errors import DataError, UserError
+from pipeline.files import sha256_of
 from pipeline.parsing import build
 from pipeline.records import JsonLines, read_json_lines
 from tests.support import ROOT
@@ -176,11 +177,33 @@ def test_room_is_made_sure_of_before_anything_is_written(tmp_path, monkeypatch):
     assert_is(save(tmp_path, 4), 4)
 
 
-def test_a_checkpoint_of_an_earlier_version_is_named_as_such(tmp_path):
-    found = load_checkpoint(save(tmp_path, 3))
-    assert found.recorded("optimizer_steps") == 2
-    with pytest.raises(DataError, match=r"step 3 was written by an earlier version .* has no narrowed\)"):
-        found.recorded("narrowed")
+def test_the_format_is_written_and_another_one_is_refused(tmp_path, monkeypatch):
+    path = save(tmp_path / "checkpoints", 3)
+    assert json.loads((path / "trainer.json").read_text())["format"] == checkpoint_module.FORMAT == 1
+    (tmp_path / "config.yaml").write_text("{}")
+    monkeypatch.setattr(checkpoint_module, "FORMAT", 2)
+    sentence = r"step_3 is of format 1 and this program reads format 2 .*: use the version that wrote it"
+    for read in (load_checkpoint, lambda _: require_checkpoint(tmp_path), lambda _: require_checkpoint(tmp_path, 3)):
+        with pytest.raises(UserError, match=sentence) as refused:
+            read(path)
+        assert refused.value.exit_code == 2 and "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_without_a_format_is_refused(tmp_path):
+    path = save(tmp_path, 3)
+    trainer = json.loads((path / "trainer.json").read_text())
+    del trainer["format"]
+    (path / "trainer.json").write_text(json.dumps(trainer))
+    sign(path, "trainer.json")
+    with pytest.raises(UserError, match="step_3 is of format None and this program reads format 1"):
+        load_checkpoint(path)
+
+
+def sign(path: Path, name: str) -> None:
+    """Put a changed file of a checkpoint into its marker."""
+    marker = json.loads((path / MARKER).read_text())
+    marker[name] = {"bytes": (path / name).stat().st_size, "sha256": sha256_of(path / name)}
+    (path / MARKER).write_text(json.dumps(marker))
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -378,14 +401,18 @@ def test_the_same_recipe_goes_on_and_may_grow(run):
     assert contents(run) == before
 
 
-def test_a_recipe_recorded_before_a_key_existed_goes_on_with_its_default(run):
+def test_a_run_of_another_format_is_refused_as_such_whatever_its_recipe_holds(run, monkeypatch):
     recorded = yaml.safe_load((run / "config.yaml").read_text())
-    del recorded["train"]["hang_minutes"], recorded["train"]["keep_every"]
+    recorded["train"]["optimiser"] = recorded["train"].pop("keep_every")
     (run / "config.yaml").write_text(yaml.safe_dump(recorded))
-    assert resume_point(run, recipe()) == (run / "checkpoints" / "step_4", [])
-    assert resume_point(run, recipe(hang_minutes=60.0)) == (run / "checkpoints" / "step_4", [])
-    with pytest.raises(UserError, match=r"holds another run: its train\.keep_every is 0, not 4"):
-        resume_point(run, recipe(keep_every=4))
+    with pytest.raises(UserError, match=r"holds another run: its train\.keep_every is None, not 0"):
+        resume_point(run, recipe())
+    monkeypatch.setattr(checkpoint_module, "FORMAT", 2)
+    with pytest.raises(UserError, match="step_4 is of format 1 and this program reads format 2"):
+        resume_point(run, recipe())
+    flip_bit(run / "checkpoints" / "step_4" / "trainer.json", 3)  # what is damaged says nothing of its format
+    with pytest.raises(UserError, match="step_2 is of format 1"):
+        resume_point(run, recipe())
 
 
 def test_one_run_at_a_time(tmp_path):

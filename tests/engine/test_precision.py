@@ -267,7 +267,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(runs, n
 
 @pytest.mark.parametrize("name", FP16 + OFFLOADED)
 def test_the_student_is_the_trained_model(runs, name):
-    from pipeline.fold import fold_run
+    from pipeline.engine.student import fold_run
 
     fold_run(runs / name, runs / f"student_{name}")
     report = json.loads((runs / f"student_{name}" / "fold.json").read_text())

@@ -68,8 +68,10 @@ def write_deepspeed(directory: Path, stage: int, micro: int, precision: str = "f
 
 
 def run_jobs(directory: Path, ranks: int, jobs: dict[str, tuple[Path, Path]]) -> None:
-    """Train every job (name -> recipe, DeepSpeed configuration) into directory/name, in one process group; those
-    whose names begin with `whole` without narrowing."""
+    """Train every job (name -> recipe, DeepSpeed configuration) into directory/name, in one process group.
+
+    Those whose names begin with `whole` are trained without narrowing.
+    """
     lines = [
         [
             *(["whole"] if name.startswith("whole") else []),
@@ -231,7 +233,7 @@ def test_fifty_narrowed_steps_follow_those_at_full_width_under_every_stage(tmp_p
     "name", [f"zero{s}" for s in STAGES] + ["bf16"] + [f"bf16_zero{s}" for s in (1, 2, 3)] + ["penalty_zero3"]
 )
 def test_the_student_is_the_trained_model_under_every_stage(runs, name):
-    from pipeline.fold import fold_run
+    from pipeline.engine.student import fold_run
 
     student = runs / f"student_{name}"
     fold_run(runs / name, student)
@@ -247,7 +249,7 @@ def test_the_trainer_measures_what_the_student_scores(runs):
 
     from pipeline.config import load_recipe
     from pipeline.data.open import open_training_data
-    from pipeline.fold import fold_run
+    from pipeline.engine.student import fold_run
 
     student = runs / "student_measured"
     fold_run(runs / "zero2", student)

@@ -30,9 +30,9 @@ if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
 from pipeline.engine.deepspeed_config import precision
+from pipeline.engine.student import fold_run
 from pipeline.environment import commit, machine, versions
 from pipeline.files import write_atomically
-from pipeline.fold import fold_run
 from pipeline.records import read_json_lines
 from tests.engine.faults.harness import differences
 from tests.engine.faults.processes import Job, launch
