@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,8 +31,10 @@ class PlainBert(nn.Module):
         self.config = bert.config
 
     def forward(self, input_ids: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """(batch, tokens), (batch, k) -> logits (batch, k, vocab); everywhere without `positions`. Tokens attend to
-        those of their own of the `documents` (batch, tokens) only, if these are given."""
+        """(batch, tokens), (batch, k) -> logits (batch, k, vocab); everywhere without `positions`.
+
+        Tokens attend to those of their own of the `documents` (batch, tokens) only, if these are given.
+        """
         mask = document_mask(documents, self.bert.dtype)
         hidden = self.bert.bert(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return self.bert.cls(hidden if positions is None else take_positions(hidden, positions))
@@ -160,10 +161,10 @@ def _scratch_config(recipe: Recipe, vocab_size: int) -> BertConfig:
 
 @torch.no_grad()
 def _start_positions(table: Tensor, scale: float) -> None:
-    """Set position embeddings (positions, hidden) to sines and cosines (Vaswani et al. 2017, section 3.5) of standard
-    deviation `scale`; they train on from there.
+    """Set position embeddings (positions, hidden) to sines and cosines of standard deviation `scale`.
 
-    With random ones, attention has to learn every pair of positions before it finds out about neighbours.
+    They train on from there. The waves are those of Vaswani et al. 2017, section 3.5. With random ones, attention has
+    to learn every pair of positions before it finds out about neighbours.
     """
     positions, hidden = table.shape
     column = torch.arange(hidden)
@@ -190,19 +191,6 @@ def _scratch_shape(target: TargetConfig, vocab_size: int, positions: int) -> Ber
             f"not {target.hidden}"
         )
     return shape(target.hidden // head_size)
-
-
-def check_same_tokenizer(teacher: str, shards: Path, tokenizer: Any) -> None:
-    """Refuse a teacher directory whose own tokenizer gives other ids than that of the shards.
-
-    A teacher without tokenizer files passes; the sizes of the vocabularies are compared elsewhere.
-    """
-    from transformers import AutoTokenizer
-
-    if not any((Path(teacher) / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
-        return
-    if AutoTokenizer.from_pretrained(teacher).get_vocab() != tokenizer.get_vocab():
-        raise UserError(f"teacher {teacher} has another vocabulary than {shards}: build the shards with its tokenizer")
 
 
 def save_config(config: BertConfig) -> dict[str, Any]:

@@ -67,6 +67,8 @@ def fit_vocabulary(teacher: BertForMaskedLM, path: str, vocab_size: int) -> list
     them; the student need not carry them, and its tokenizer would not know them.
 
     Args:
+        teacher: as `load_teacher` gives it.
+        path: its directory or hub name.
         vocab_size: of the shards.
 
     Raises:
@@ -96,6 +98,8 @@ def _read(path: str, dropout: float, renaming: dict[str, str] | None = None) -> 
     """The model, new where the file has no weights, and what transformers says of the names of the weights.
 
     Args:
+        path: directory or hub name.
+        dropout: for hidden states and attention alike.
         renaming: regular expressions for parts of names in the file, and what is to stand there.
     """
     try:
@@ -129,8 +133,10 @@ def _check_config(path: str, config: Any) -> None:
 
 
 def _wrapper_prefix(info: dict[str, Any]) -> str:
-    """What stands before every name in the file of a model that was saved with its wrapper: `module.` of data-parallel
-    training, `_orig_mod.` of torch.compile. Empty if nothing does."""
+    """What stands before every name in a file that was saved from inside a wrapper; empty if nothing does.
+
+    Data-parallel training leaves `module.`, torch.compile `_orig_mod.`.
+    """
     if f"bert.{_WORDS}" not in info["missing_keys"]:
         return ""
     tables = [key.removesuffix(_WORDS) for key in info["unexpected_keys"] if key.endswith(f".{_WORDS}")]

@@ -28,8 +28,9 @@ if __name__ == "__main__":
     listen()  # the next lines take seconds, and a signal must not kill a rank that the others wait for
 
 from pipeline.config import Recipe, load_recipe
-from pipeline.errors import EXIT_DONE, EXIT_STOPPED, run_entry_point
-from pipeline.launch import add_launcher_arguments, quiet_transformers
+from pipeline.engine.deepspeed_config import check_batch
+from pipeline.errors import EXIT_DONE, EXIT_STOPPED, Refusals, run_entry_point
+from pipeline.launch import add_launcher_arguments, adopt_launcher_environment, quiet_transformers
 
 if TYPE_CHECKING:  # these take seconds to import, and wrong arguments are to be said before
     from pipeline.data.loader import HeldOutData, TrainingData
@@ -64,8 +65,10 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 
 def main() -> int:
-    arguments, overrides = parse_arguments()
-    recipe = load_recipe(arguments.config, overrides).with_absolute_paths()
+    arguments, options = parse_arguments()
+    adopt_launcher_environment()
+    recipe = load_recipe(arguments.config, options, lambda recipe: faults_here(recipe, arguments.deepspeed_config))
+    recipe = recipe.with_absolute_paths()
 
     from pipeline.engine import distributed
     from pipeline.engine.watch import STARTUP_MINUTES
@@ -76,6 +79,18 @@ def main() -> int:
     ignore()
     distributed.stop()
     return EXIT_DONE if finished else EXIT_STOPPED
+
+
+def faults_here(recipe: Recipe, deepspeed_path: Path) -> list[str]:
+    """What is wrong with a recipe beside the other settings of this start, said before the seconds of imports."""
+    refusals = Refusals()
+    with refusals.gathering():
+        recipe.data.sources()
+    with refusals.gathering():
+        recipe.target.parameter_count()
+    with refusals.gathering():
+        check_batch(deepspeed_path, recipe.train, int(os.environ["WORLD_SIZE"]))
+    return refusals.sentences
 
 
 def train(recipe: Recipe, arguments: argparse.Namespace, world: "World") -> bool:
@@ -156,10 +171,11 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
 
 def new_model(recipe: Recipe, data: "TrainingData", vocab_size: int) -> "BuiltModel":
     """The model that a new run starts from. Its teacher, if it has one, must have the tokenizer of the shards."""
+    from pipeline.data.agreement import check_same_tokenizer
     from pipeline.data.cooccurrence import count_tokens
     from pipeline.data.manifest import TOKENIZER_NAME
     from pipeline.data.vocabulary import load_tokenizer
-    from pipeline.models import PlainBert, build_model, check_same_tokenizer, start_from_counts
+    from pipeline.models import PlainBert, build_model, start_from_counts
 
     if recipe.teacher.path is not None:
         shards = recipe.data.sources()[0][0]

@@ -48,6 +48,8 @@ def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int, keep_eve
     """Write `directory`/step_N under a temporary name, rename it, point `latest` to it, drop older ones.
 
     Args:
+        directory: the run's `checkpoints`.
+        checkpoint: what to write.
         keep: whole checkpoints that stay, the new one included.
         keep_every: besides, those stay whose step is a multiple of this; 0 for none.
 
@@ -122,6 +124,7 @@ def why_incomplete(path: Path, hashes: bool = True) -> str | None:
     This is the only place that says what a complete checkpoint is.
 
     Args:
+        path: the checkpoint's directory.
         hashes: read every file; without, sizes alone are compared. Reading gigabytes again at every save takes about
             half as long as writing them.
     """
@@ -220,6 +223,7 @@ def require_checkpoint(run_directory: Path, step: int | None = None) -> tuple[Pa
     """The newest complete checkpoint of a run that must have one, and a sentence for each broken newer one.
 
     Args:
+        run_directory: what pipeline/train.py wrote.
         step: this one instead of the newest.
 
     Raises:

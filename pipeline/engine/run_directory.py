@@ -86,6 +86,8 @@ def resume_point(directory: Path, recipe: Recipe, lock: DirectoryLock | None = N
     """The checkpoint to go on from (None for a new run) and sentences about broken newer ones. Changes nothing.
 
     Args:
+        directory: the run directory, which need not exist.
+        recipe: what is asked for now; a run of another recipe is refused.
         lock: taken, if there is a run, before its checkpoints are looked at: whoever held it may have written more.
 
     Raises:
@@ -133,7 +135,10 @@ def _difference(recorded: Any, wanted: dict[str, Any], trained: bool, prefix: st
     """The first key in which two recipes differ, those aside that may.
 
     Args:
+        recorded: what config.yaml holds, or a section of it.
+        wanted: the recipe that was asked for, or the same section of it.
         trained: there are checkpoints, which know by a hash what the shards of the run hold.
+        prefix: name of the section, with a dot.
     """
     for key in sorted(set(recorded) | set(wanted)):
         old, new, name = recorded.get(key), wanted.get(key), prefix + key
@@ -178,6 +183,10 @@ def record_start(
     """Write what a run is and where its shards are now, before its first step.
 
     Args:
+        directory: the run directory.
+        recipe: as it is trained, with every override.
+        deepspeed_config: as DeepSpeed gets it.
+        command: the words of the command line.
         lock: taken before anything is written.
 
     Raises:

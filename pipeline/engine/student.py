@@ -33,7 +33,10 @@ def fold_run(run: Path, output: Path, shards: Path | None = None, step: int | No
     """Fold the newest checkpoint of `run`, or that of `step`, into the directory `output`.
 
     Args:
+        run: directory of pipeline/train.py.
+        output: directory of the student; nothing may be in it.
         shards: where the run's shards are now, if not where its config.yaml says.
+        step: of the checkpoint; the newest without.
 
     Raises:
         UserError: no usable checkpoint, an unfinished schedule, or logits that differ by more than the limits.

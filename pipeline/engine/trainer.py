@@ -106,9 +106,8 @@ class Trainer:
         if isinstance(built.module, CompactedBert):
             self.compaction = CompactionState(recipe, built.module, world)
         self.engine = self._start_engine(built.module)
-        predicted = round(recipe.data.mask_fraction * (recipe.data.seq_len - 2))
         self.telemetry = Telemetry(
-            world, precision(deepspeed_config), recipe.data.seq_len, predicted, recipe.train.global_batch
+            world, precision(deepspeed_config), recipe.data.seq_len, recipe.data.predicted, recipe.train.global_batch
         )
         self._collate = partial(collate, documents=recipe.data.separate_documents)
         # Read once and kept, so that a fault in them shows before the first step.
@@ -218,8 +217,8 @@ class Trainer:
         return StepResult(loss, accuracy, applied, scale, can_lower, stop=stops > 0)
 
     def _agree(self, sums: Tensor) -> list[float]:
-        """Mean loss and accuracy over the global batch; ranks whose gradient overflows, that cannot go on, and that
-        were asked to stop. This is the one collective of a step that is not DeepSpeed's or the scores'."""
+        """Mean loss and accuracy; ranks whose gradient overflows, that cannot go on, that were asked to stop."""
+        # This is the one collective of a step that is not DeepSpeed's or the scores'.
         norm = self._gradient_norm
         overflow = sums.new_zeros(1) if norm is None else (~norm.isfinite()).to(sums.dtype).reshape(1)
         own = torch.tensor([self._fault is not None, self.stop.received()], dtype=sums.dtype).to(sums.device)
@@ -231,12 +230,11 @@ class Trainer:
         return bool(self.world.sum(torch.tensor([float(self.stop.received())], device=self.world.device)).item())
 
     def _read(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The next micro-batch; an empty one if this rank cannot read it, so that it keeps step with the others until
-        all raise the fault together."""
+        """The next micro-batch; an empty one keeps step with the other ranks until all raise this rank's fault."""
         if self._fault is None:
             with self._until_agreed():
                 return next(batches)
-        tokens, predicted = self.recipe.data.seq_len, self.telemetry.predicted
+        tokens, predicted = self.recipe.data.seq_len, self.recipe.data.predicted
         shapes = ((tokens,), (predicted,), (predicted,), (tokens,), ())
         empty = MaskedBatch(*(np.zeros((self.micro_batch, *shape), dtype=np.int64) for shape in shapes))
         return self._collate(empty)

@@ -15,11 +15,10 @@ from transformers import BertForMaskedLM, BertModel
 
 from pipeline.compaction.model import shape_of
 from pipeline.config import Recipe
-from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine.optimizer import parameter_role
 from pipeline.engine.student import fold_run
 from pipeline.errors import UserError
-from pipeline.models import build_model, check_same_tokenizer, load_parameters, rebuild_model, save_config
+from pipeline.models import build_model, load_parameters, rebuild_model, save_config
 from pipeline.parsing import build
 from pipeline.teachers import attention_kernel, load_teacher
 from tests.support.models import random_teacher
@@ -180,20 +179,6 @@ def test_a_parameter_target_is_resolved_and_said(teacher):
     assert shape_of(built.bert_config).hidden == 24
 
 
-def test_a_teacher_with_another_tokenizer_of_the_same_size_is_refused(tmp_path, copied):
-    shards = make_shards(tmp_path / "shards", words=400)
-    tokenizer = load_tokenizer(shards / "tokenizer")
-    check_same_tokenizer(str(copied), shards, tokenizer)  # no tokenizer files: nothing to compare
-    check_same_tokenizer("google/bert", shards, tokenizer)
-    shutil.copytree(shards / "tokenizer", copied, dirs_exist_ok=True)
-    check_same_tokenizer(str(copied), shards, tokenizer)
-    swapped = tmp_path / "swapped"
-    make_shards(swapped, words=400, extra=("zebra", "yak"))
-    shutil.copytree(swapped / "tokenizer", copied, dirs_exist_ok=True)
-    with pytest.raises(UserError, match="has another vocabulary than"):
-        check_same_tokenizer(str(copied), shards, tokenizer)
-
-
 @pytest.mark.parametrize(
     "target,shape",
     [
@@ -309,8 +294,10 @@ def test_the_warmed_up_run_folds(warmed, tmp_path):
 
 
 def test_a_run_resumed_within_the_warm_up_or_after_the_schedule_ends_alike(warmed, tmp_path):
-    """The teacher has no head, the checkpoint has one: the run must still know that it was new. And past the last
-    step of the schedule nothing sets the gates any more but the resumption."""
+    """The teacher has no head, the checkpoint has one: the run must still know that it was new.
+
+    And past the last step of the schedule nothing sets the gates any more but the resumption.
+    """
     inputs = {"recipe": warmed.parent / "recipe.yaml", "deepspeed": warmed.parent / "ds.json"}
     runs = {first: shutil.copytree(warmed, tmp_path / f"from_{first}") for first in (2, 6)}
     for first, run in runs.items():

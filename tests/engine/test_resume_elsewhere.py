@@ -132,11 +132,7 @@ def recipe(inputs: dict[str, Path], method: str = "wid", **data: object) -> Reci
 
 
 def start(directory: Path, wanted: Recipe, spoil: str | None = None) -> Path:
-    """A run with a checkpoint of step 1, before anything was retired.
-
-    Args:
-        spoil: part of the name of a parameter that gets a NaN.
-    """
+    """A run with a checkpoint of step 1, nothing retired yet; a parameter whose name holds `spoil` has a NaN."""
     record_start(directory, wanted, {}, ["train.py"])
     module = (built := build_model(wanted, vocabulary_of(wanted.data.sources()[0][0]))).module
     parameters = {name: value.detach().clone() for name, value in module.named_parameters()}

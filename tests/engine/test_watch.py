@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.watch import EXIT_HUNG
+from pipeline.errors import EXIT_HUNG
 from tests.engine.faults.processes import free_port
 from tests.support import ROOT
 from tests.support.runs import prepare, recipe_values, train_command, write_recipe

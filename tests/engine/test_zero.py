@@ -68,8 +68,10 @@ def write_deepspeed(directory: Path, stage: int, micro: int, precision: str = "f
 
 
 def run_jobs(directory: Path, ranks: int, jobs: dict[str, tuple[Path, Path]]) -> None:
-    """Train every job (name -> recipe, DeepSpeed configuration) into directory/name, in one process group; those
-    whose names begin with `whole` without narrowing."""
+    """Train every job (name -> recipe, DeepSpeed configuration) into directory/name, in one process group.
+
+    Those whose names begin with `whole` are trained without narrowing.
+    """
     lines = [
         [
             *(["whole"] if name.startswith("whole") else []),

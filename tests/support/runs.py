@@ -25,6 +25,9 @@ def make_shards(directory: Path, words: int = 1600, seed: int = 0, extra: tuple[
     """A shard directory of made-up lines, as build_shards.py makes it but without a process of its own.
 
     Args:
+        directory: where to, new.
+        words: about how many.
+        seed: decides which.
         extra: pieces to append to the vocabulary, for shards that do not fit the others.
     """
     (directory / "tokenizer").mkdir(parents=True)

@@ -369,8 +369,10 @@ def _untimed(run: Path) -> list[dict[str, Any]]:
 
 
 def recipe_values(shards: Path, teacher: Path) -> dict[str, Any]:
-    """24 steps with dropout: three selections, gates closed and the model narrowed before step 12, a checkpoint every
-    5 steps, held-out loss every 7."""
+    """24 steps with dropout: three selections, gates closed and the model narrowed before step 12.
+
+    There is a checkpoint every 5 steps and a held-out loss every 7.
+    """
     return {
         "method": "wid",
         "teacher": {"path": str(teacher)},
