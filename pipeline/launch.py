@@ -1,4 +1,4 @@
-"""What entry scripts share: that a launcher may have started them, and that libraries keep quiet.
+"""What every entry script shares because a launcher may have started it.
 
 The `deepspeed` launcher starts its script once per rank and adds `--local_rank=N`. A script that is one
 process by nature runs on rank 0 and returns at once elsewhere.
@@ -27,17 +27,6 @@ def add_launcher_arguments(parser: argparse.ArgumentParser) -> None:
 def only_rank_zero() -> bool:
     """True in a process that was started alone or as rank 0."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def quiet_transformers() -> None:
-    """No warnings, load reports and progress bars from transformers, for the rest of the process.
-
-    Every rank would say them, and what matters of them is said here in a sentence.
-    """
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def positive_int(text: str) -> int:

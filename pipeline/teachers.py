@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM
+from transformers.utils import logging as library_logging
 
 from pipeline.errors import UserError
 
@@ -19,6 +20,15 @@ _TRANSFORM = {
     f"cls.predictions.transform.{layer}.{kind}" for layer in ("dense", "LayerNorm") for kind in ("weight", "bias")
 }
 """What an MLM head consists of besides the tied decoder and its bias."""
+
+
+def quiet_transformers() -> None:
+    """No warnings, load reports and progress bars from transformers, for the rest of the process.
+
+    Every rank would say them, and what matters of them is said here in a sentence.
+    """
+    library_logging.set_verbosity_error()
+    library_logging.disable_progress_bar()
 
 
 def attention_kernel() -> str:

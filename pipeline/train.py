@@ -30,7 +30,7 @@ if __name__ == "__main__":
 from pipeline.config import Recipe, load_recipe
 from pipeline.engine.deepspeed_config import check_batch
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED, Refusals, run_entry_point
-from pipeline.launch import add_launcher_arguments, adopt_launcher_environment, quiet_transformers
+from pipeline.launch import add_launcher_arguments, adopt_launcher_environment
 
 if TYPE_CHECKING:  # these take seconds to import, and wrong arguments are to be said before
     from pipeline.data.loader import HeldOutData, TrainingData
@@ -153,6 +153,7 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
     from pipeline.engine.compaction import load_replay
     from pipeline.engine.deepspeed_config import load_deepspeed_config
     from pipeline.engine.restore import check_same_shards, check_same_vocabulary, restored_model
+    from pipeline.teachers import quiet_transformers
 
     quiet_transformers()
     deepspeed_config = load_deepspeed_config(deepspeed_path, recipe.train, ranks)

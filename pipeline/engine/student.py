@@ -21,8 +21,8 @@ from pipeline.engine.checkpoint import Checkpoint, load_checkpoint, require_chec
 from pipeline.engine.restore import check_same_vocabulary, restored_model
 from pipeline.errors import UserError
 from pipeline.files import open_to_others, writing
-from pipeline.launch import quiet_transformers
 from pipeline.models import PlainBert
+from pipeline.teachers import quiet_transformers
 
 FORMAT = "wid-fold-1"
 WINDOWS_COMPARED = 16
