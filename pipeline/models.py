@@ -14,7 +14,8 @@ from pipeline.config import Recipe, TargetConfig
 from pipeline.data.cooccurrence import TokenStatistics, ppmi_embeddings
 from pipeline.errors import UserError
 from pipeline.shapes import BertShape, resolve_target
-from pipeline.teachers import attention_kernel, load_teacher
+from pipeline.teacher_files import head_warmup_fault
+from pipeline.teachers import attention_kernel, fit_vocabulary, load_teacher
 
 DEFAULT_POSITIONS = 512
 BERT_BASE_HIDDEN, BERT_BASE_RANGE = 768, 0.02
@@ -60,34 +61,35 @@ def build_model(recipe: Recipe, vocab_size: int) -> BuiltModel:
         config = _scratch_config(recipe, vocab_size)
         model = BertForMaskedLM(config)
         _start_positions(model.bert.embeddings.position_embeddings.weight, config.initializer_range)
-        return BuiltModel(PlainBert(model), config, False, [f"training from scratch: {shape_of(config)}"])
+        return _built(recipe, PlainBert(model), head_is_new=False, notices=[])
     teacher, head_is_new, notices = load_teacher(str(recipe.teacher.path), recipe.train.dropout)
-    if teacher.config.vocab_size != vocab_size:
-        raise UserError(
-            f"teacher {recipe.teacher.path} has {teacher.config.vocab_size} tokens and the shards have {vocab_size}: "
-            "build the shards with the teacher's tokenizer"
-        )
+    notices += fit_vocabulary(teacher, str(recipe.teacher.path), vocab_size)
     if recipe.data.seq_len > teacher.config.max_position_embeddings:
         raise UserError(
             f"data.seq_len {recipe.data.seq_len} is longer than the teacher's "
             f"{teacher.config.max_position_embeddings} positions"
         )
-    notices.append(f"teacher: {shape_of(teacher.config)}")
     if recipe.method == "continue":
-        return BuiltModel(PlainBert(teacher), teacher.config, head_is_new, notices)
-    if head_is_new and recipe.compaction.start_step < recipe.teacher.head_warmup_steps:
-        raise UserError(
-            f"the teacher's new MLM head warms up for {recipe.teacher.head_warmup_steps} steps, so "
-            f"compaction.start_step must not be before that, and is {recipe.compaction.start_step}"
-        )
-    module = compact(recipe, teacher)
-    notices.append(f"{_student_word(recipe)}: {module.target}")
-    return BuiltModel(module, teacher.config, head_is_new, notices)
+        return _built(recipe, PlainBert(teacher), head_is_new, notices)
+    if head_is_new and (fault := head_warmup_fault(recipe)):
+        raise UserError(fault)
+    return _built(recipe, compact(recipe, teacher), head_is_new, notices)
 
 
-def _student_word(recipe: Recipe) -> str:
-    params = recipe.target.params
-    return "student" if params is None else f"target.params {params}: the nearest legal student has"
+def _built(recipe: Recipe, module: PlainBert | CompactedBert, head_is_new: bool, notices: list[str]) -> BuiltModel:
+    return BuiltModel(module, module.config, head_is_new, [*notices, *describe_model(recipe, module)])
+
+
+def describe_model(recipe: Recipe, module: PlainBert | CompactedBert) -> list[str]:
+    """What the user should know of every model: the sizes it has and those it is to get."""
+    if recipe.method == "scratch":
+        return [f"training from scratch: {shape_of(module.config)}"]
+    sentences = [f"teacher: {shape_of(module.config)}"]
+    if isinstance(module, CompactedBert):
+        params = recipe.target.params
+        word = "student" if params is None else f"target.params {params}: the nearest legal student has"
+        sentences.append(f"{word}: {module.target}")
+    return sentences
 
 
 @torch.no_grad()

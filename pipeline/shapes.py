@@ -118,7 +118,11 @@ def resolve_target(
             raise UserError("give either target.params or target.hidden with target.head_size, not both")
         candidates = list(_legal_targets(teacher, strategy, intermediate))
         if not candidates:
-            raise UserError("no legal student of this teacher has the given target.intermediate")
+            size = intermediate or "(four times hidden by default)"
+            raise UserError(
+                f"no student of this teacher has target.intermediate {size}: set it to at most the teacher's "
+                f"{teacher.intermediate}"
+            )
         return min(candidates, key=lambda shape: (abs(shape.parameters - params), shape.hidden))
     if hidden is None:
         raise UserError("the recipe names no target: set target.hidden or target.params")
@@ -130,6 +134,11 @@ def resolve_target(
             "hidden = heads x head size"
         )
     target = _resized(teacher, hidden // head_size, head_size, intermediate)
+    if intermediate is None and target.intermediate > teacher.intermediate and target.hidden <= teacher.hidden:
+        raise UserError(
+            f"target.hidden {hidden} makes the intermediate size {target.intermediate}, four times hidden by default, "
+            f"which is wider than the teacher's: set target.intermediate to at most {teacher.intermediate}"
+        )
     check_target(teacher, target, strategy)
     return target
 

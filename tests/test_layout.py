@@ -23,7 +23,7 @@ DOORS = (*PIPELINE_DOORS, *PREPROCESSING_DOORS, "demo.run")
 LAYERS = [
     ("pipeline.errors",),
     ("pipeline.files", "pipeline.records", "pipeline.environment", "pipeline.launch"),
-    ("pipeline.shapes", "pipeline.parsing", "pipeline.config"),
+    ("pipeline.shapes", "pipeline.parsing", "pipeline.config", "pipeline.teacher_files"),
     ("pipeline.stages", "pipeline.cost"),
     ("pipeline.data",),
     ("pipeline.compaction",),

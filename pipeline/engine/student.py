@@ -18,10 +18,11 @@ from pipeline.data.manifest import TOKENIZER_NAME
 from pipeline.data.open import open_training_data
 from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine.checkpoint import Checkpoint, load_checkpoint, require_checkpoint
-from pipeline.engine.restore import restore_model
+from pipeline.engine.restore import check_same_vocabulary, restored_model
 from pipeline.errors import UserError
 from pipeline.files import open_to_others, writing
-from pipeline.models import PlainBert, rebuild_model
+from pipeline.models import PlainBert
+from pipeline.teachers import quiet_transformers
 
 FORMAT = "wid-fold-1"
 WINDOWS_COMPARED = 16
@@ -40,6 +41,7 @@ def fold_run(run: Path, output: Path, shards: Path | None = None, step: int | No
     Raises:
         UserError: no usable checkpoint, an unfinished schedule, or logits that differ by more than the limits.
     """
+    quiet_transformers()
     path, faults = require_checkpoint(run, step)
     for fault in faults:
         print(f"note: {fault}; folding {path.name}")
@@ -47,14 +49,8 @@ def fold_run(run: Path, output: Path, shards: Path | None = None, step: int | No
     checkpoint = load_checkpoint(path)
     directory = recipe.data.sources()[0][0]
     _, heldout, manifest = open_training_data(recipe.data, recipe.train.seed)
-    if manifest.vocab_size != checkpoint.bert_config["vocab_size"]:
-        raise UserError(
-            f"{directory} has a vocabulary of {manifest.vocab_size} and the run one of "
-            f"{checkpoint.bert_config['vocab_size']}: these are not the shards it was trained on"
-        )
-    model = rebuild_model(recipe, checkpoint.bert_config)
-    restore_model(model, recipe, checkpoint)
-    student, differences = _folded(model, heldout, recipe)
+    check_same_vocabulary(directory, manifest, checkpoint)
+    student, differences = _folded(restored_model(recipe, checkpoint).module, heldout, recipe)
     details = _origin(run, recipe, checkpoint) | differences
     write_student(student.float(), load_tokenizer(directory / TOKENIZER_NAME), details, output)
 

@@ -94,7 +94,7 @@ class Trainer:
     ) -> None:
         self.deepspeed_config, self.recipe, self.built = deepspeed_config, recipe, built
         self.data, self.world, self.watch = data, world, watch
-        self.directory, self.log = directory, log
+        self.directory, self.log, self._heldout_hash = directory, log, heldout.source.tokens_hash
         self.step = 0
         self.saved: int | None = None
         self.judge = Judge()
@@ -116,7 +116,7 @@ class Trainer:
         self.stop = StopRequest(directory, world.is_main)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue after the checkpoint's step. The module must be as `restore_model` makes it."""
+        """Continue after the checkpoint's step. The module must be as `restored_model` makes it."""
         state = {name: checkpoint.tensors[name] for name in ("parameters", "exp_avg", "exp_avg_sq")}
         self._restore_engine(state, checkpoint.trainer["optimizer_steps"], checkpoint.trainer["loss_scale"])
         self.step = self.saved = checkpoint.step
@@ -382,6 +382,7 @@ class Trainer:
             "head_is_new": self.built.head_is_new,
             "narrowed": bool(self.compaction and self.compaction.model.narrowed),
             "shards": [source.tokens_hash for source in self.data.sources],
+            "heldout": self._heldout_hash,
             "consumed": self.data.consumed(self.step * self.recipe.train.global_batch),
             "judge": self.judge.state_dict(),
             "loss_scale": LossScaler(self.engine).state_dict(),

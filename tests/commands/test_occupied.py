@@ -41,9 +41,8 @@ def unfinished(inputs, tmp_path) -> Path:
     run = tmp_path / "run"
     record_start(run, recipe, {}, ["train.py"])
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
-    save_checkpoint(
-        run / "checkpoints", Checkpoint(tensors, {"step": 1, "narrowed": False}, save_config(built.bert_config)), keep=2
-    )
+    trainer = {"step": 1, "narrowed": False, "head_is_new": False}
+    save_checkpoint(run / "checkpoints", Checkpoint(tensors, trainer, save_config(built.bert_config)), keep=2)
     return run
 
 

@@ -148,6 +148,11 @@ def test_a_new_head_is_the_same_in_every_process(tmp_path):
         ({"data": {"seq_len": 33}}, VOCAB, "data.seq_len 33 is longer than the teacher's 32 positions"),
         ({"target": {"hidden": 16, "head_size": 8}}, VOCAB, "strategy dim keeps the teacher's 3 heads"),
         ({"target": {"hidden": 48, "head_size": 16}}, VOCAB, "wider than the teacher"),
+        (
+            {"target": {"hidden": 24, "head_size": 8, "intermediate": 97}},
+            VOCAB,
+            "target 24/97 is wider than the teacher",
+        ),
         ({"target": {"hidden": 16}}, VOCAB, "not a multiple of target.head_size"),
         ({"target": {"params": "11M"}}, VOCAB, "either target.params or target.hidden"),
         ({"target": {"hidden": None, "head_size": None}}, VOCAB, "names no target"),
@@ -160,7 +165,7 @@ def test_recipes_that_do_not_fit_the_teacher(teacher, sections, vocab, message):
 
 def test_compaction_must_not_begin_before_a_new_head_is_warm(tmp_path):
     random_teacher(vocab=VOCAB).bert.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"warms up for 2 steps, so compaction\.start_step must not be before"):
+    with pytest.raises(UserError, match=r"set compaction\.start_step to at least 2, or teacher\.head_warmup_steps"):
         build_model(recipe(tmp_path, teacher={"head_warmup_steps": 2}), VOCAB)
 
 
