@@ -110,6 +110,7 @@ def _data_overrides(shards: Path) -> list[str]:
 def write_student(student: Any, tokenizer: Any, details: dict[str, Any], output: Path) -> None:
     """Write the student under a temporary name and rename it; print what it is."""
     from pipeline.compaction.model import shape_of
+    from pipeline.data.tokenizer_files import write_tokenizer
     from pipeline.files import open_to_others, writing
 
     shape = shape_of(student.config)
@@ -127,7 +128,7 @@ def write_student(student: Any, tokenizer: Any, details: dict[str, Any], output:
         output.parent.mkdir(parents=True, exist_ok=True)
         try:
             student.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+            write_tokenizer(tokenizer, temporary)
             (temporary / "fold.json").write_text(json.dumps(details, indent=1) + "\n", encoding="utf-8")
             (temporary / "README.md").write_text(model_card(details), encoding="utf-8")
             open_to_others(temporary)

@@ -41,7 +41,7 @@ needs_albert = pytest.mark.skipif(not ALBERT.exists(), reason=f"needs the shared
 
 def saved(source: Path, output: Path) -> Path:
     output.mkdir()
-    save_tokenizer(source, output, cased=False)
+    save_tokenizer(source, output)
     return output
 
 
@@ -164,7 +164,7 @@ def test_special_tokens_that_a_model_lacks_follow_its_own(kind, tmp_path):
 def test_what_is_no_usable_model_is_one_sentence(tmp_path):
     (tmp_path / "broken.model").write_bytes(b"not a model")
     with pytest.raises(UserError, match=r"broken\.model: cannot read"):
-        save_tokenizer(tmp_path / "broken.model", tmp_path, cased=False)
+        save_tokenizer(tmp_path / "broken.model", tmp_path)
     for options, message in (
         ({"model_type": "char"}, "unigram or bpe"),
         ({"treat_whitespace_as_suffix": True}, "ends"),
@@ -176,7 +176,7 @@ def test_what_is_no_usable_model_is_one_sentence(tmp_path):
                 **{"model_type": "bpe", "vocab_size": 120, "hard_vocab_limit": False, "minloglevel": 2, **options},
             )
         with pytest.raises(UserError, match=message):
-            save_tokenizer(tmp_path / "other.model", tmp_path, cased=False)
+            save_tokenizer(tmp_path / "other.model", tmp_path)
 
 
 def test_from_text_to_model_to_shards(tmp_path):

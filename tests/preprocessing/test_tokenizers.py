@@ -8,9 +8,10 @@ import pytest
 from transformers import AutoTokenizer, BertTokenizerFast
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
+from pipeline.data.tokenizer_source import read_vocabulary
 from pipeline.errors import DataError, UserError
 from preprocessing.readers.specs import sample_texts
-from preprocessing.tokenizing.tokenizer import load_encoder, read_vocabulary, save_tokenizer
+from preprocessing.tokenizing.tokenizer import load_encoder, save_tokenizer
 from preprocessing.tokenizing.wordpiece_training import train_wordpiece
 from tests.support import ROOT
 from tests.support.shards import contents, run_script, sentences, write_vocabulary
@@ -29,7 +30,7 @@ HARD = [
 ]
 
 
-def saved(source: Path, output: Path, cased: bool = False) -> Path:
+def saved(source: Path, output: Path, cased: bool | None = None) -> Path:
     output.mkdir()
     save_tokenizer(source, output, cased)
     return output
@@ -106,7 +107,7 @@ def test_a_broken_or_missing_tokenizer_is_one_sentence(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     for source in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(UserError, match="tokenizer") as caught:
-            save_tokenizer(source, tmp_path, cased=False)
+            save_tokenizer(source, tmp_path)
         assert "\n" not in str(caught.value)
 
 
