@@ -7,9 +7,7 @@ fixed text is joined by words of the vocabulary, spelled in the ways that tokeni
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_FIXED = (
-    "Ångström's 2nd naïve test: 東京, don't ①②③ -- https://a.b/c?d=f\n\t\u03a3\u03c2 [UNK] 🙂 e\u0301\u200b\ufffd"
-)
+_FIXED = "Ångström's 2nd naïve test: 東京, don't ①②③ -- https://a.b/c?d=f\n\t\u03a3\u03c2 [UNK] 🙂 e\u0301\u200b\ufffd"
 _LONG = "x" * 150
 """WordPiece takes words of more than 100 characters for unknown."""
 _WORDS = 1_000
@@ -34,7 +32,7 @@ def probe_texts(vocabulary: Iterable[str]) -> dict[str, list[str]]:
 
 def ids_of(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Ids without special tokens, from a tokenizer of transformers."""
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"] if texts else []
 
 
 def _evenly(tokens: list[str]) -> list[str]:

@@ -83,10 +83,9 @@ def says_case(files: dict[str, Path]) -> bool:
     if TOKENIZER_FILE in files or VOCABULARY_FILE not in files:
         return True
     try:
-        config = json.loads(files[CONFIG_FILE].read_bytes()) if CONFIG_FILE in files else {}
-    except ValueError:
+        return CONFIG_FILE in files and json.loads(files[CONFIG_FILE].read_bytes()).get("do_lower_case") is not None
+    except (ValueError, AttributeError):
         return True  # loading says what is wrong with it
-    return config.get("do_lower_case") is not None
 
 
 def load_source(source: str | Path, files: dict[str, Path], cased: bool | None = None) -> Any:
