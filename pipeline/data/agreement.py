@@ -56,6 +56,7 @@ def _difference(own: Any, tokenizer: Any) -> str | None:
         for text, theirs, ours in zip(texts, ids_of(own, texts), ids_of(tokenizer, texts), strict=True):
             if theirs != ours:
                 at = next((i for i, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), 0)
-                sides = [" ".join(own.convert_ids_to_tokens(ids[at : at + 5])) for ids in (theirs, ours)]
-                return f"they differ in {treatment} ({text[:20]!r} is {sides[0]} to the teacher and {sides[1]} there)"
+                first, second = (" ".join(own.convert_ids_to_tokens(ids[at : at + 5])) for ids in (theirs, ours))
+                example = f"{text[:20]!r} is {first} to the teacher and {second} to the shards"
+                return f"they differ in {treatment} ({example})"
     return None
