@@ -42,7 +42,6 @@ ROOT = Path(__file__).resolve().parent.parent
 EXIT_DIFFERENT = 1
 WORKTREE = "worktree"
 BEFORE, AFTER = "before", "after"
-# One thread each: sums come to the same value then, and two revisions share two cores.
 ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "CUDA_VISIBLE_DEVICES": "",
@@ -50,6 +49,7 @@ ENVIRONMENT = {
     "RAYON_NUM_THREADS": "1",
     "HF_HUB_OFFLINE": "1",
 }
+"""One thread each: sums come to the same value then, and two revisions share two cores."""
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -21,7 +21,6 @@ MISSING = "(missing)"
 LEFT_OUT = "(not compared)"
 _SHOWN = 160
 
-# Glob of files -> globs of keys whose values are a time, a speed, a machine or a version.
 UNEQUAL = {
     "runs/*/metrics.jsonl": (
         "*.time_ms.*",
@@ -46,6 +45,7 @@ UNEQUAL = {
     ),
     "report/report.md": ("*.tokens/s", "*.waits for data", "*.latency milliseconds"),
 }
+"""Glob of files -> globs of keys whose values are a time, a speed, a machine or a version."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=positive_int, metavar="N", help=workers_help)
     shard_help = "tokens after which a shard is closed (default: %(default)s)"
     parser.add_argument("--shard-tokens", type=positive_int, default=SHARD_TOKENS, help=shard_help)
-    parser.add_argument("--cased", action="store_true", help="a vocab.txt alone is cased (default: uncased)")
+    case = parser.add_mutually_exclusive_group()
+    case_help = "a vocab.txt alone is cased (default: uncased, if no token has capitals)"
+    case.add_argument("--cased", action="store_const", const=True, help=case_help)
+    case.add_argument("--uncased", dest="cased", action="store_const", const=False, help="a vocab.txt alone is uncased")
     reflow_help = (
         "join hard-wrapped lines into paragraphs and cut Project Gutenberg's licence; auto judges each document"
     )

@@ -16,6 +16,7 @@ from pipeline.config import Recipe, load_recipe
 from pipeline.data.loader import HeldOutData
 from pipeline.data.manifest import TOKENIZER_NAME
 from pipeline.data.open import open_training_data
+from pipeline.data.tokenizer_files import write_tokenizer
 from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine.checkpoint import Checkpoint, load_checkpoint, require_checkpoint
 from pipeline.engine.restore import check_same_vocabulary, restored_model
@@ -103,7 +104,7 @@ def write_student(student: BertForMaskedLM, tokenizer: Any, details: dict[str, A
         output.parent.mkdir(parents=True, exist_ok=True)
         try:
             student.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
+            write_tokenizer(tokenizer, temporary)
             (temporary / "fold.json").write_text(json.dumps(details, indent=1) + "\n", encoding="utf-8")
             (temporary / "README.md").write_text(model_card(details), encoding="utf-8")
             open_to_others(temporary)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from pipeline.data.tokenizer_files import SPECIAL_TOKENS
+from pipeline.data.tokenizer_source import SPECIAL_TOKENS
 from pipeline.errors import DataError, UserError
 
 _SENTENCE_CHARACTERS = 1_000

@@ -1,11 +1,11 @@
 """Tokenizers in and out: whatever the user has goes in, a directory that `AutoTokenizer` loads comes out.
 
 In: a Hugging Face tokenizer directory; a SentencePiece `.model`; a `vocab.txt`, which says neither how it lower-cases
-nor how it splits: it is taken for BERT's uncased WordPiece unless `cased` is asked for. Either of the files may be
-alone in a directory.
+nor how it splits: it is taken for BERT's WordPiece, uncased if no token has capitals; where one has, the user must say.
+Either of the files may be alone in a directory.
 """
 
-import shutil
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -13,20 +13,23 @@ from typing import Protocol
 import numpy as np
 from tokenizers import Tokenizer
 
-from pipeline.data.tokenizer_files import (
+from pipeline.data.tokenizer_files import MODEL_FILE, load_fast, vocabulary_size, write_tokenizer
+from pipeline.data.tokenizer_source import (
+    CONFIG_FILE,
     MAX_LENGTH,
-    MODEL_FILE,
     TOKENIZER_FILE,
-    load_auto,
-    load_fast,
+    VOCABULARY_FILE,
+    find_files,
+    load_source,
     read_vocabulary,
-    vocabulary_size,
+    says_case,
     wordpiece_tokenizer,
-    write_tokenizer,
 )
 from pipeline.errors import UserError
 from preprocessing.tokenizing.sentencepiece_model import SentencePieceEncoder, as_transformers, read_model
 
+_SPECIAL_TOKEN = re.compile(r"\[[^\[\]]+\]|<[^<>]+>")
+"""[PAD], [unused1], <S>: their capitals are no word's."""
 _SENTENCEPIECE_PROBE = "  The 2nd naïve  test: 東京, don't ①②③ -- https://a.b/c_d?e=f\n\t(Cafe\u0301) 🙂 "
 
 
@@ -61,26 +64,44 @@ def load_encoder(directory: Path) -> Encoder:
     return FastEncoder(tokenizer)
 
 
-def save_tokenizer(source: Path, output: Path, cased: bool) -> None:
+def save_tokenizer(source: Path, output: Path, cased: bool | None = None) -> None:
     """Write the tokenizer that `source` describes into the existing directory `output`.
 
+    Args:
+        cased: for a vocab.txt, which does not say how upper case is treated.
+
     Raises:
-        UserError: it cannot be read, is not fit for masked-language modelling, or `AutoTokenizer` would not give
-            back the same ids from `output`.
+        UserError: it cannot be read, is not fit for masked-language modelling, leaves open whether it is cased, or
+            `AutoTokenizer` would not give back the same ids from `output`.
     """
-    vocabulary, model = _file_of(source, "vocab.txt", ".txt"), _file_of(source, MODEL_FILE, ".model")
-    saved = any((source / name).is_file() for name in (TOKENIZER_FILE, "tokenizer_config.json"))
-    if cased and (saved or model):
-        raise UserError(f"{source}: --cased is for a vocab.txt alone; this tokenizer says itself how it lower-cases")
+    vocabulary, model = _file_of(source, VOCABULARY_FILE, ".txt"), _file_of(source, MODEL_FILE, ".model")
+    saved = any((source / name).is_file() for name in (TOKENIZER_FILE, CONFIG_FILE))
+    files = find_files(source) if saved else {}
+    if (saved and says_case(files)) or (model and not saved):
+        if cased is not None:
+            flags = "--cased and --uncased are for a vocab.txt alone"
+            raise UserError(f"{source}: {flags}; this tokenizer says itself how it lower-cases")
+    elif vocabulary and cased is None:
+        _check_no_capitals(vocabulary)
     if model and (not saved or model.name == MODEL_FILE):
         _save_sentencepiece(model, output)
     elif saved:
-        write_tokenizer(load_auto(source), output)
+        write_tokenizer(load_source(source, files, cased), output)
     elif vocabulary:
-        write_tokenizer(wordpiece_tokenizer(read_vocabulary(vocabulary), cased), output)
+        write_tokenizer(wordpiece_tokenizer(read_vocabulary(vocabulary), do_lower_case=not cased), output)
     else:
         expected = "a vocab.txt, a SentencePiece .model or a directory with tokenizer files"
         raise UserError(f"{source}: no tokenizer: expected {expected}")
+
+
+def _check_no_capitals(path: Path) -> None:
+    """Refuse a vocabulary with tokens that lower-casing would put out of reach: its model may be a cased one."""
+    for number, token in enumerate(read_vocabulary(path), 1):
+        if token != token.lower() and not _SPECIAL_TOKEN.fullmatch(token):
+            raise UserError(
+                f"{path}, line {number}: {token!r} has capitals, and a vocab.txt does not say how upper case is "
+                "treated: give --cased to keep it or --uncased to drop it"
+            )
 
 
 def _file_of(source: Path, name: str, suffix: str) -> Path | None:
@@ -95,8 +116,7 @@ def _file_of(source: Path, name: str, suffix: str) -> Path | None:
 
 def _save_sentencepiece(path: Path, output: Path) -> None:
     tokenizer = as_transformers(read_model(path), MAX_LENGTH)
-    write_tokenizer(tokenizer, output)
-    shutil.copyfile(path, output / MODEL_FILE)
+    write_tokenizer(tokenizer, output, path)
     (ids,) = load_encoder(output)([_SENTENCEPIECE_PROBE])
     if tokenizer(_SENTENCEPIECE_PROBE, add_special_tokens=False)["input_ids"] != ids.tolist():
         raise UserError(f"{path}: transformers cannot follow this SentencePiece model; it would give other ids")

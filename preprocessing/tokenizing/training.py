@@ -25,7 +25,7 @@ def train_and_save(texts: list[str], kind: str, vocab_size: int, cased: bool, ou
         with writing(output):
             temporary.mkdir(parents=True)
             try:
-                save_tokenizer(trained, temporary, cased and kind == "wordpiece")
+                save_tokenizer(trained, temporary, cased if kind == "wordpiece" else None)
                 size = load_encoder(temporary).vocab_size
                 os.replace(temporary, output)
             finally:

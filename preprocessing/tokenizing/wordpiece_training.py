@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from pipeline.data.tokenizer_files import SPECIAL_TOKENS
+from pipeline.data.tokenizer_source import SPECIAL_TOKENS
 from pipeline.errors import DataError, UserError
 
 _MAX_CHARACTERS = 1_000

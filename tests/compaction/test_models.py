@@ -56,11 +56,10 @@ def configure(directory, **changes) -> str:
 
 def recipe(path=None, **sections) -> Recipe:
     """A recipe for the teacher at `path`, or for a new BERT without one."""
-    values = recipe_values(Path("shards"), path)
     if path is None:
-        values |= {"method": "scratch", "teacher": {}, "target": {"layers": 2, "hidden": 24, "head_size": 8}}
-    for name, section in sections.items():
-        values[name] = {**values[name], **section}
+        shape = {"layers": 2, "hidden": 24, "head_size": 8, "intermediate": None}
+        sections["target"] = {**shape, **sections.get("target", {})}
+    values = recipe_values(Path("shards"), path, "wid" if path else "scratch", **sections)
     return build(Recipe, values, "test")
 
 
@@ -245,10 +244,13 @@ def warmed(tmp_path_factory):
     shards = make_shards(directory / "shards")
     teacher = directory / "teacher"
     random_teacher(vocab=vocabulary_of(shards)).bert.save_pretrained(teacher)
-    values = recipe_values(shards, teacher)
-    values["teacher"] |= {"head_warmup_steps": 3, "head_lr": 1e-3}
-    values["compaction"]["start_step"] = 4
-    values["train"] |= {"steps": 8, "checkpoint_every": 1, "keep_checkpoints": 99, "warmup": 0.0}
+    values = recipe_values(
+        shards,
+        teacher,
+        teacher={"head_warmup_steps": 3, "head_lr": 1e-3},
+        compaction={"start_step": 4},
+        train={"steps": 8, "checkpoint_every": 1, "keep_checkpoints": 99, "warmup": 0.0},
+    )
     inputs = {
         "recipe": write_recipe(directory / "recipe.yaml", values),
         "deepspeed": write_deepspeed(directory / "ds.json", gradient_clipping=1.0),
@@ -313,10 +315,9 @@ def test_a_run_resumed_within_the_warm_up_or_after_the_schedule_ends_alike(warme
 
 def test_continue_trains_the_teacher_itself(teacher, tmp_path):
     """Same weights and logits at the start; a real run moves all of them and folds to the teacher's shape."""
-    values = recipe_values(make_shards(tmp_path / "shards"), teacher)
-    vocab = vocabulary_of(tmp_path / "shards")
+    vocab = vocabulary_of(make_shards(tmp_path / "shards"))
     random_teacher(vocab=vocab).save_pretrained(tmp_path / "bert")
-    values |= {"method": "continue", "target": {}, "teacher": {"path": str(tmp_path / "bert")}}
+    values = recipe_values(tmp_path / "shards", tmp_path / "bert", "continue", target=None)
     built = build_model(build(Recipe, values, "test"), vocab)
     original = BertForMaskedLM.from_pretrained(tmp_path / "bert", attn_implementation=attention_kernel()).eval()
     ids = torch.arange(24).reshape(2, 12)

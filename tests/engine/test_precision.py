@@ -59,10 +59,10 @@ def job(
     **spoil: object,
 ) -> dict:
     """What the worker needs to train into directory/name."""
-    values = recipe_values(directory / "shards", directory / "teacher")
-    values["compaction"] |= {"increments": 2, **(compaction or {})}
-    values["train"] |= {"steps": STEPS, "global_batch": 8, "checkpoint_every": CHECKPOINT, "keep_checkpoints": 9}
-    values["train"] |= {"evaluate_every": 4, **(train or {})}
+    length = {"steps": STEPS, "global_batch": 8, "evaluate_every": 4}
+    kept = {"checkpoint_every": CHECKPOINT, "keep_checkpoints": 9}
+    sections = {"compaction": {"increments": 2, **(compaction or {})}, "train": {**length, **kept, **(train or {})}}
+    values = recipe_values(directory / "shards", directory / "teacher", **sections)
     recipe = write_recipe(directory / f"{name}.yaml", values)
     deepspeed = directory / f"{name}.json"
     deepspeed.write_text(json.dumps(config))

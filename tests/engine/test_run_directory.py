@@ -20,9 +20,7 @@ from tests.support.shards import contents, flip_bit
 
 
 def recipe(**train) -> Recipe:
-    values = recipe_values(Path("/shards"), Path("/teacher"))
-    values["train"] |= train
-    return build(Recipe, values, "test")
+    return build(Recipe, recipe_values(Path("/shards"), Path("/teacher"), train=train), "test")
 
 
 @pytest.fixture
