@@ -50,6 +50,10 @@ class Cutter:
         yield text[begin:]
 
 
+BETWEEN_WORDS = Cutter(_BETWEEN_WORDS)
+"""For tokenizers that drop white space, BERT's WordPiece among them."""
+
+
 def load_cutter(directory: Path) -> Cutter:
     """What may be cut for the tokenizer in a directory that `save_tokenizer` wrote."""
     if (directory / MODEL_FILE).is_file():
@@ -65,7 +69,7 @@ def _for_fast(described: dict[str, Any]) -> Cutter:
         return Cutter()
     first, *others = splitters
     if first["type"] in _WORD_BY_WORD and all(step["type"] in _WITHIN_WORDS for step in others):
-        return Cutter(_BETWEEN_WORDS)
+        return BETWEEN_WORDS
     by_words = first["type"] == "ByteLevel" and first.get("use_regex", True) and not others
     return Cutter(_BETWEEN_WORDS, keep_space=True) if by_words else Cutter()
 
@@ -91,6 +95,6 @@ def _for_sentencepiece(model: Any) -> Cutter:
     if model.trainer_spec.model_type != _BPE or not word_by_word or not known:
         return Cutter()
     if rules.add_dummy_prefix:
-        return Cutter(_BETWEEN_WORDS)
+        return BETWEEN_WORDS
     # Without a mark of its own the second part needs its space, which these rules may take for a superfluous one.
     return Cutter() if rules.remove_extra_whitespaces else Cutter(_BETWEEN_WORDS, keep_space=True)

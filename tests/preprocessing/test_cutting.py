@@ -16,6 +16,7 @@ from pipeline.data.indexed import IndexedReader
 from pipeline.data.manifest import quick_check
 from preprocessing import build_shards
 from preprocessing.build import sharding
+from preprocessing.tokenizing import training
 from preprocessing.tokenizing.cutting import Cutter, load_cutter
 from preprocessing.tokenizing.sentencepiece_model import SentencePieceEncoder
 from preprocessing.tokenizing.sentencepiece_training import train_sentencepiece
@@ -179,6 +180,15 @@ def test_a_long_document_stays_one_sequence(tmp_path, monkeypatch, size):
     reader = IndexedReader(tmp_path / "out" / shard.name)
     encoder = load_encoder(tmp_path / "out" / "tokenizer")
     assert [reader[i].tolist() for i in range(len(reader))] == [ids.tolist() for ids in encoder(lines)]
+
+
+def test_a_vocabulary_is_the_same_from_parts(tmp_path, monkeypatch):
+    text = " ".join(long_texts(40, seed=3) + sentences(40))
+    for name, size in (("whole", 1 << 30), ("parts", 20)):
+        monkeypatch.setattr(training, "_PART_CHARACTERS", size)
+        training.train_and_save([text], "wordpiece", 600, False, tmp_path / name)
+    whole, parts = (tmp_path / name / "vocab.txt" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes() and whole.stat().st_size > 1000
 
 
 @pytest.mark.slow
