@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.evaluation.metrics import compute, summarise
+from pipeline.evaluation.metrics import UNDEFINED, compute, summarise
 from pipeline.files import write_atomically
 
 RESULTS = "results.json"
 
 Summary = dict[str, Any]
-"""`mean`, `std` (0.0 for one seed) and `seeds`, the value of every seed by its digits."""
+"""`mean`, `std` (0.0 for one seed) and `seeds`, the value of every seed by its digits; `undefined`, the seeds of which
+the value is no number and counts as 0, where there are any."""
 
 
 class Results:
@@ -128,8 +129,8 @@ class ResultStore(Results):
             raise UserError(f"--output {self._output}: it cannot be made ({error.strerror})") from None
         self._write()
 
-    def enter(self, name: str, values: Mapping[str, Mapping[int, float]]) -> None:
-        """Keep the values of every metric of a scored name, by seed."""
+    def enter(self, name: str, values: Mapping[str, Mapping[int, float | None]]) -> None:
+        """Keep the values of every metric of a scored name, by seed; None where they are undefined."""
         for metric, by_seed in values.items():
             self._document["tasks"][name][metric] = summarise(by_seed)
         self._write()
@@ -147,7 +148,7 @@ class ResultStore(Results):
         """Compute and keep `metrics` of one scored name from all predictions that there are, of whatever seed."""
         pattern = re.compile(re.escape(name) + r"_(\d+)\.jsonl")
         found = {int(m[1]): p for p in (self._output / "predictions").iterdir() if (m := pattern.fullmatch(p.name))}
-        values: dict[str, dict[int, float]] = {metric: {} for metric in metrics}
+        values: dict[str, dict[int, float | None]] = {metric: {} for metric in metrics}
         for seed, path in sorted(found.items()):
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             predictions, labels = [row["prediction"] for row in rows], [row["label"] for row in rows]
@@ -157,8 +158,11 @@ class ResultStore(Results):
 
     def say(self, name: str, seed: int) -> None:
         """Print the scores of a name under one seed."""
-        values = {metric: summary["seeds"][str(seed)] for metric, summary in self.scores(name).items()}
-        print("  " + name + "".join(f"  {metric} {value:.4f}" for metric, value in values.items()), flush=True)
+        shown = [name]
+        for metric, summary in self.scores(name).items():
+            undefined = str(seed) in summary.get("undefined", ())
+            shown.append(f"{metric} {UNDEFINED if undefined else format(summary['seeds'][str(seed)], '.4f')}")
+        print("  " + "  ".join(shown), flush=True)
 
     def finish(self, glue_average: Summary | None) -> None:
         """Mark the results as complete."""

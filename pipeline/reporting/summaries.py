@@ -86,9 +86,14 @@ class EvaluationSummary:
         return cls(results.model.name, shape, results)
 
     def scores(self) -> dict[str, dict[str, float]]:
-        """`task metric` -> mean, std and number of seeds."""
+        """`task metric` -> mean, std and number of seeds; also how many of them are undefined, where some are."""
         return {
-            f"{name} {metric}": {"mean": value["mean"], "std": value["std"], "seeds": len(value["seeds"])}
+            f"{name} {metric}": {
+                "mean": value["mean"],
+                "std": value["std"],
+                "seeds": len(value["seeds"]),
+                **({"undefined": len(value["undefined"])} if "undefined" in value else {}),
+            }
             for name in self.results.names
             for metric, value in self.results.scores(name).items()
         }
