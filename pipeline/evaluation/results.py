@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import DataError, UserError
 from pipeline.evaluation.metrics import UNDEFINED, compute, summarise
 from pipeline.files import write_atomically
 
@@ -31,8 +31,18 @@ class Results:
 
     @classmethod
     def read(cls, directory: Path) -> "Results":
-        """The results in an evaluation directory."""
-        return cls(json.loads((directory / RESULTS).read_text(encoding="utf-8")))
+        """The results in an evaluation directory.
+
+        Raises:
+            DataError: `results.json` is not there, or not what `evaluate.py` writes.
+        """
+        try:
+            document = json.loads((directory / RESULTS).read_text(encoding="utf-8"))
+            if isinstance(document["model"], str) and isinstance(document["tasks"], dict):
+                return cls(document)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise DataError(f"{directory / RESULTS}: the results that pipeline/evaluate.py writes were expected")
 
     @property
     def model(self) -> Path:
@@ -156,12 +166,13 @@ class ResultStore(Results):
                 values[metric][seed] = compute(metric, predictions, labels)
         self.enter(name, values)
 
-    def say(self, name: str, seed: int) -> None:
-        """Print the scores of a name under one seed."""
+    def say(self, name: str, seed: int | None = None) -> None:
+        """Print the scores of a name under one seed, or the mean over those that there are."""
         shown = [name]
         for metric, summary in self.scores(name).items():
+            value = summary["mean"] if seed is None else summary["seeds"][str(seed)]
             undefined = str(seed) in summary.get("undefined", ())
-            shown.append(f"{metric} {UNDEFINED if undefined else format(summary['seeds'][str(seed)], '.4f')}")
+            shown.append(f"{metric} {UNDEFINED if undefined else format(value, '.4f')}")
         print("  " + "  ".join(shown), flush=True)
 
     def finish(self, glue_average: Summary | None) -> None:
