@@ -6,7 +6,8 @@
 1. Read recipe and DeepSpeed configuration; claim the run directory, or find the checkpoint to go on from.
 2. Open the shards; build the model.
 3. Hand model and optimizer to DeepSpeed; restore the checkpoint, if any.
-4. Train, with checkpoints on the way; exit with 0 at the end, with 75 if asked to stop before.
+4. Train, with checkpoints on the way; exit with 0 at the end, with 75 if asked to stop before (RUN_DIR/stopped.json
+   then says by what).
 """
 
 import argparse
@@ -112,6 +113,7 @@ def run(recipe: Recipe, inputs: Inputs, directory: Path, world: "World", watch: 
         if log:
             log.say(f"resumed from {directory / 'checkpoints' / f'step_{first_step}'}")
     finished = trainer.run()
+    reason = trainer.stop.settle(trainer.step, finished)
 
     def say_farewell() -> None:
         if log:
@@ -120,7 +122,7 @@ def run(recipe: Recipe, inputs: Inputs, directory: Path, world: "World", watch: 
                 log.say(f"done: python pipeline/fold.py --run {directory} --output STUDENT_DIR")
             else:
                 written = "checkpoint written" if trainer.saved == trainer.step else "no step taken yet"
-                log.say(f"stopped on request at step {trainer.step}, {written}")
+                log.say(f"stopped on request at step {trainer.step}, {written} ({reason})")
             log.close()
 
     world.together(say_farewell)

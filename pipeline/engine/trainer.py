@@ -114,7 +114,7 @@ class Trainer:
         # Read once and kept, so that a fault in them shows before the first step.
         kept = world.together(lambda: list(heldout.batches(self.micro_batch, world.rank, world.size)))
         self.heldout = [(self._collate(batch), valid) for batch, valid in kept]
-        self.stop = StopRequest(directory, world.is_main)
+        self.stop = StopRequest(directory, world)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue after the checkpoint's step. The module must be as `restore_model` makes it."""
@@ -139,7 +139,6 @@ class Trainer:
         self.telemetry.restart(self.step)
         self._started, self._saving = time.monotonic(), 0.0
         if self.step < train.steps and self._asked_to_stop():
-            self.stop.clear()
             return False
         while self.step < train.steps:
             result = self._optimizer_step(batches)
@@ -158,8 +157,6 @@ class Trainer:
             if last or stopping or self.step % train.checkpoint_interval == 0:
                 with self.telemetry.clock("checkpoint"):
                     self.save()
-            if result.stop:
-                self.stop.clear()
             if stopping:
                 return False
         return True

@@ -133,7 +133,7 @@ class Watch:
         while not self._done.wait(_TICK_SECONDS):
             faulthandler.dump_traceback_later(self._limit + 60, exit=True, file=self._file)
             if launcher() != self._launcher:
-                request("the launcher is gone")
+                request("launcher gone")
             if time.monotonic() - self._last > self._limit:
                 self._end_job()
 
