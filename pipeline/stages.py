@@ -47,7 +47,9 @@ class StageRunner:
                 env=self._environment(launcher),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
+                # A command may write in another encoding than this process.
+                encoding="utf-8",
+                errors="backslashreplace",
             ) as process,
         ):
             for line in process.stdout or ():
@@ -70,7 +72,7 @@ class StageRunner:
 def cpu_precision() -> str:
     """bf16 where the processor multiplies it faster than fp32, as Linux says; emulated, it would be slower."""
     processor = Path("/proc/cpuinfo")
-    return "bf16" if processor.is_file() and "bf16" in processor.read_text() else "fp32"
+    return "bf16" if processor.is_file() and "bf16" in processor.read_text(encoding="utf-8") else "fp32"
 
 
 def say(sentence: str) -> None:

@@ -97,7 +97,7 @@ def _write_files(directory: Path, checkpoint: Checkpoint) -> dict[str, dict[str,
             signatures[path.name] = pool.submit(_synced_signature, path)
         for name, content in (("trainer.json", checkpoint.trainer), ("config.json", checkpoint.bert_config)):
             path = directory / name
-            path.write_text(json.dumps(content, indent=1) + "\n")
+            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             signatures[name] = pool.submit(_synced_signature, path)
     return {name: signatures[name].result() for name in sorted(signatures)}
 
@@ -186,8 +186,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint that `newest_complete` has just found: one rank hashes it, all read it."""
     return Checkpoint(
         tensors={name: load_file(path / f"{name}.safetensors") for name in TENSOR_FILES},
-        trainer=json.loads((path / "trainer.json").read_text()),
-        bert_config=json.loads((path / "config.json").read_text()),
+        trainer=json.loads((path / "trainer.json").read_text(encoding="utf-8")),
+        bert_config=json.loads((path / "config.json").read_text(encoding="utf-8")),
     )
 
 

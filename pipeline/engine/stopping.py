@@ -68,7 +68,7 @@ def launcher() -> tuple[int, ...]:
     parent = os.getppid()
     try:
         if b"deepspeed.launcher" in Path(f"/proc/{parent}/cmdline").read_bytes():
-            stat = Path(f"/proc/{parent}/stat").read_text()
+            stat = Path(f"/proc/{parent}/stat").read_text(encoding="utf-8", errors="replace")
             return parent, int(stat.rpartition(")")[2].split()[1])
     except OSError:  # it ends just now
         return ()
