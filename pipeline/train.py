@@ -99,7 +99,7 @@ def run(recipe: Recipe, inputs: Inputs, directory: Path, world: "World", watch: 
     from pipeline.engine.trainer import Trainer
 
     first_step = inputs.checkpoint.step if inputs.checkpoint else 0
-    log = world.together(lambda: RunLog(directory, first_step, recipe.train.steps) if world.is_main else None)
+    log = world.together(lambda: RunLog(directory, first_step, recipe.train) if world.is_main else None)
     if log:
         for sentence in notices:
             log.say(sentence)
