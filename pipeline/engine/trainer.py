@@ -36,7 +36,7 @@ from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
 from pipeline.engine.compaction import CompactionState
 from pipeline.engine.deepspeed_config import precision
 from pipeline.engine.distributed import World
-from pipeline.engine.optimizer import learning_rates, set_learning_rates
+from pipeline.engine.optimizer import head_warmup, learning_rates, set_learning_rates
 from pipeline.engine.run_log import RunLog
 from pipeline.engine.setup import initialize_engine
 from pipeline.engine.soundness import Judge, StepResult, describe_windows
@@ -151,6 +151,8 @@ class Trainer:
             if event or evaluate or self.step % train.log_every == 0 or self.step == 1:
                 with self._until_agreed():
                     self._log(result, event, evaluate)
+            if self.log and not last and self.step == head_warmup(self.recipe.teacher, self.built.head_is_new):
+                self.log.say(f"step {self.step}: the new MLM head has warmed up, the whole model trains from here on")
             if self.judge.in_a_row >= train.max_skipped_in_a_row:
                 raise self.world.said_once(self._unsound())
             stopping = result.stop and not last
