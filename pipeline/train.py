@@ -81,6 +81,7 @@ def main() -> int:
 
 def train(recipe: Recipe, arguments: argparse.Namespace, world: "World") -> bool:
     """Run the recipe; True if it was trained to its end."""
+    from pipeline.data.open import describe_text
     from pipeline.engine.run_directory import DirectoryLock, record_start, resume_point
     from pipeline.engine.watch import Watch
 
@@ -90,7 +91,8 @@ def train(recipe: Recipe, arguments: argparse.Namespace, world: "World") -> bool
         inputs = world.together(lambda: prepare(recipe, arguments.deepspeed_config, world.size, checkpoint_path))
         world.on_main(lambda: record_start(directory, recipe, inputs.deepspeed_config, sys.argv, lock))
         with Watch(directory, world, recipe.train.hang_minutes) as watch:
-            return run(recipe, inputs, directory, world, watch, [*faults, *inputs.built.notices])
+            text = describe_text(inputs.data, inputs.heldout, recipe.train.steps * recipe.train.global_batch)
+            return run(recipe, inputs, directory, world, watch, [*faults, *inputs.built.notices, *text])
 
 
 def run(recipe: Recipe, inputs: Inputs, directory: Path, world: "World", watch: "Watch", notices: list[str]) -> bool:
