@@ -64,7 +64,7 @@ class TimeLeft:
         return -(-self._steps // self._every[phase]) - self._done(phase, self._last)
 
     def _done(self, phase: str, step: int) -> int:
-        """How often `phase` was due before the line of `step`, which follows its evaluation and precedes its checkpoint."""
+        """How often `phase` came before the line of `step`: its evaluation did, its checkpoint comes after."""
         return (step - (phase == "checkpoint")) // self._every[phase]
 
 
