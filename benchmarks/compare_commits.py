@@ -9,8 +9,8 @@
    names the machine are left out.
 5. Every difference is printed as FILE: KEY: before -> after, those that the allowed ones cover with their reason.
 
-Ends with 1 if there is a difference that is not allowed. DIR keeps what was written, and a log of every command. It
-takes about six minutes on two cores.
+Ends with 1 if there is a difference that is not allowed. DIR keeps what was written and a log of every command, 700 MB.
+It takes five minutes on two cores.
 """
 
 import argparse
