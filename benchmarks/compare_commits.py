@@ -21,6 +21,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -192,6 +193,7 @@ def check(arguments: argparse.Namespace) -> None:
 def main() -> int:
     arguments = parse_arguments()
     check(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the checkouts are removed in any case
     os.environ.update(ENVIRONMENT)
     head = measured(not_measured="GPUs, more than two ranks, hub inputs, torch.compile; what the commands print")
     allowed = read_allowed(arguments.allowed)
