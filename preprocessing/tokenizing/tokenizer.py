@@ -68,6 +68,8 @@ def save_tokenizer(source: Path, output: Path, cased: bool | None = None) -> Non
     """Write the tokenizer that `source` describes into the existing directory `output`.
 
     Args:
+        source: directory or file.
+        output: directory that exists.
         cased: for a vocab.txt, which does not say how upper case is treated.
 
     Raises:
