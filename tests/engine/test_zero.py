@@ -36,9 +36,8 @@ COMPACTION = {"start_step": 2, "increments": 3, "decay_steps": 2}
 def write_recipe(directory: Path, name: str, **sections: dict) -> Path:
     """A recipe for the shards and the teacher in `directory`."""
     sections["compaction"] = {**COMPACTION, **sections.get("compaction", {})}
-    values = tiny.recipe_values(
-        directory / "shards", directory / "teacher", train={**TRAIN, **sections.get("train", {})}, **sections
-    )
+    sections["train"] = {**TRAIN, **sections.get("train", {})}
+    values = tiny.recipe_values(directory / "shards", directory / "teacher", **sections)
     return tiny.write_recipe(directory / f"{name}.yaml", values)
 
 
