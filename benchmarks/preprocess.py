@@ -183,7 +183,7 @@ def main() -> int:
         saved.mkdir()
         from preprocessing.tokenizing.tokenizer import save_tokenizer
 
-        save_tokenizer(arguments.tokenizer, saved, cased=False)
+        save_tokenizer(arguments.tokenizer, saved)
         os.sched_setaffinity(0, {CORES[0]})
         rounds = [run_round(files, saved) for _ in range(ROUNDS)]
         results |= {"rounds": rounds, "rows": medians(rounds)}

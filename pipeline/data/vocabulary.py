@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from pipeline.data.masking import Vocabulary
-from pipeline.errors import DataError
+from pipeline.data.tokenizer_source import load_auto
+from pipeline.errors import DataError, UserError
 
 _GOES_ON = "##"
 _BEGIN = ("\u2581", "\u0120")
@@ -18,12 +19,10 @@ def load_tokenizer(directory: Path) -> Any:
     Raises:
         DataError: there is none that `AutoTokenizer` can load.
     """
-    from transformers import AutoTokenizer
-
     try:
-        return AutoTokenizer.from_pretrained(str(directory))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{directory} holds no tokenizer that transformers can load ({_first_line(error)})") from error
+        return load_auto(directory)
+    except UserError as error:
+        raise DataError(str(error)) from error
 
 
 def load_vocabulary(directory: Path) -> Vocabulary:
@@ -49,7 +48,3 @@ def _continues_word(pieces: list[str]) -> np.ndarray:
     marked = {mark: np.array([piece.startswith(mark) for piece in pieces]) for mark in (_GOES_ON, *_BEGIN)}
     mark = max(marked, key=lambda mark: int(marked[mark].sum()))
     return marked[mark] if mark == _GOES_ON else ~marked[mark]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -22,13 +22,13 @@ SPACE = "\u2581"
 
 _UNIGRAM, _BPE = 1, 2
 _NORMAL, _USER_DEFINED = 1, 4
-# Models made for other networks lack some of these; what is missing gets the ids after the model's own.
 _SPECIAL_NAMES = {
     "pad_token": ("[PAD]", "<pad>"),
     "cls_token": ("[CLS]", "<cls>"),
     "sep_token": ("[SEP]", "<sep>"),
     "mask_token": ("[MASK]", "<mask>"),
 }
+"""Models made for other networks lack some of these; what is missing gets the ids after the model's own."""
 
 
 class SentencePieceEncoder:
@@ -45,7 +45,11 @@ class SentencePieceEncoder:
 
 
 def read_model(path: Path) -> Any:
-    """The parsed model file. UserError if it is none, or of a kind that BERT's tokenizers cannot follow."""
+    """The parsed model file.
+
+    Raises:
+        UserError: it is none, or of a kind that BERT's tokenizers cannot follow.
+    """
     try:
         raw = path.read_bytes()
         sentencepiece.SentencePieceProcessor(model_proto=raw)
@@ -111,7 +115,7 @@ def _segmentation(model: Any) -> models.Model:
 
 
 def _unigram_score(piece: Any, best: float) -> float:
-    """The library's own rule makes a user's symbols beat any way to spell them."""
+    """The score of a piece; the library's own rule makes a user's symbols beat any way to spell them."""
     return len(piece.piece.encode()) * best - 0.1 if piece.type == _USER_DEFINED else piece.score
 
 

@@ -7,22 +7,24 @@ from collections.abc import Iterable, Iterator, Sequence
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from pipeline.data.tokenizer_source import SPECIAL_TOKENS
 from pipeline.errors import DataError, UserError
-from preprocessing.tokenizing.tokenizer import SPECIAL_TOKENS
 
-# The trainer skips sentences of more than 4,192 bytes.
 _SENTENCE_CHARACTERS = 1_000
-# Shares of the text, whose sums depend on their number: fixed, so that every machine gets the same model.
+"""The trainer skips sentences of more than 4,192 bytes."""
 _THREADS = 8
-# Sums of these stay exact in 32 bits up to 2^20, over 100,000 tokens: the library and the copy of the model in
-# AutoTokenizer then agree on documents of any usual length. Without, they parted in 8 of 181 long articles.
+"""Shares of the text, whose sums depend on their number: fixed, so that every machine gets the same model."""
 _SCORES_PER_UNIT = 16
+"""Sums of these stay exact in 32 bits up to 2^20, over 100,000 tokens: the library and the copy of the model in
+AutoTokenizer then agree on documents of any usual length. Without, they parted in 8 of 181 long articles."""
 
 
 def train_sentencepiece(texts: Sequence[str], kind: str, vocab_size: int, cased: bool) -> bytes:
     """Return the model file of at most `vocab_size` pieces, special tokens first; `kind` is unigram or bpe.
 
-    DataError if there is no text, UserError if the vocabulary is too small for its characters.
+    Raises:
+        DataError: there is no text.
+        UserError: the vocabulary is too small for the text's characters.
     """
     if not any(map(str.strip, texts)):
         raise DataError("the input holds no text to train a tokenizer on")

@@ -10,19 +10,22 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from pipeline.data.tokenizer_source import SPECIAL_TOKENS
 from pipeline.errors import DataError, UserError
-from preprocessing.tokenizing.tokenizer import SPECIAL_TOKENS
 
-# As in BERT's own vocabulary: at most 1,000 characters; in a small one they must leave room for words.
 _MAX_CHARACTERS = 1_000
+"""As in BERT's own vocabulary."""
 _MAX_CHARACTER_SHARE = 1 / 8
+"""In a small vocabulary, characters must leave room for words."""
 _MIN_FREQUENCY = 2
 
 
 def train_wordpiece(texts: Sequence[str], vocab_size: int, cased: bool) -> list[str]:
     """Return at most `vocab_size` tokens in id order, special tokens first; fewer where the text gives no more.
 
-    DataError if there is no text, UserError if the vocabulary is too small for its characters.
+    Raises:
+        DataError: there is no text.
+        UserError: the vocabulary is too small for the text's characters.
     """
     normalizer = normalizers.BertNormalizer(lowercase=not cased)
     characters, continuing = _choose_characters(_count_words(texts, normalizer), vocab_size)

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 from pipeline import fold
 from pipeline.data.indexed import IndexedReader
 from pipeline.data.manifest import Manifest, read_manifest, tokenizer_fingerprint
-from pipeline.data.vocabulary import load_vocabulary
+from pipeline.data.tokenizer_files import write_tokenizer
+from pipeline.data.vocabulary import load_tokenizer, load_vocabulary
 from pipeline.errors import DataError, UserError
 from preprocessing.tokenizing.sentencepiece_training import train_sentencepiece
 from preprocessing.tokenizing.tokenizer import MODEL_FILE, load_encoder, save_tokenizer
@@ -41,7 +42,7 @@ needs_albert = pytest.mark.skipif(not ALBERT.exists(), reason=f"needs the shared
 
 def saved(source: Path, output: Path) -> Path:
     output.mkdir()
-    save_tokenizer(source, output, cased=False)
+    save_tokenizer(source, output)
     return output
 
 
@@ -164,7 +165,7 @@ def test_special_tokens_that_a_model_lacks_follow_its_own(kind, tmp_path):
 def test_what_is_no_usable_model_is_one_sentence(tmp_path):
     (tmp_path / "broken.model").write_bytes(b"not a model")
     with pytest.raises(UserError, match=r"broken\.model: cannot read"):
-        save_tokenizer(tmp_path / "broken.model", tmp_path, cased=False)
+        save_tokenizer(tmp_path / "broken.model", tmp_path)
     for options, message in (
         ({"model_type": "char"}, "unigram or bpe"),
         ({"treat_whitespace_as_suffix": True}, "ends"),
@@ -176,7 +177,7 @@ def test_what_is_no_usable_model_is_one_sentence(tmp_path):
                 **{"model_type": "bpe", "vocab_size": 120, "hard_vocab_limit": False, "minloglevel": 2, **options},
             )
         with pytest.raises(UserError, match=message):
-            save_tokenizer(tmp_path / "other.model", tmp_path, cased=False)
+            save_tokenizer(tmp_path / "other.model", tmp_path)
 
 
 def test_from_text_to_model_to_shards(tmp_path):
@@ -204,11 +205,28 @@ def test_a_run_on_sentencepiece_shards_trains_and_folds(trained, tmp_path, monke
     documents = library(model, TEXTS)
     manifest = Manifest("0" * 64, tokenizer_fingerprint(directory), SIZE, {}, (write_shard(shards / "s", documents),))
     manifest.write(shards)
-    values = recipe_values(shards, make_teacher(tmp_path / "teacher", SIZE))
-    values["data"]["whole_word"] = True
+    values = recipe_values(shards, make_teacher(tmp_path / "teacher", SIZE), data={"whole_word": True})
     recipe = write_recipe(tmp_path / "recipe.yaml", values)
     inputs = {"recipe": recipe, "deepspeed": write_deepspeed(tmp_path / "deepspeed.json")}
     run_train_worker(tmp_path, train_command(inputs, tmp_path / "run"))
     code, _, err = run_main(monkeypatch, fold.main, "--run", tmp_path / "run", "--output", tmp_path / "student")
     assert code == 0, err
     assert auto_ids(tmp_path / "student", TEXTS) == documents
+    assert (tmp_path / "student" / MODEL_FILE).read_bytes() == model.read_bytes()
+    assert not (tmp_path / "student" / "vocab.json").exists()
+    assert [ids.tolist() for ids in load_encoder(tmp_path / "student")(TEXTS)] == documents
+
+
+@pytest.mark.parametrize("trained", ["unigram"], indirect=True)
+def test_a_model_under_the_name_of_its_class_goes_along(trained, tmp_path):
+    """As in directories of ALBERT's: another tool's class reads it, the ids come from tokenizer.json."""
+    model, _ = trained
+    shutil.copyfile(model, tmp_path / "spiece.model")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "AlbertTokenizer"}')
+    expected = auto_ids(tmp_path, TEXTS)
+    directory = saved(tmp_path, tmp_path / "shards")
+    (tmp_path / "student").mkdir()
+    write_tokenizer(load_tokenizer(directory), tmp_path / "student")
+    for written in (directory, tmp_path / "student"):
+        assert (written / "spiece.model").read_bytes() == model.read_bytes()
+        assert not (written / MODEL_FILE).exists() and auto_ids(written, TEXTS) == expected

@@ -8,11 +8,14 @@ import pytest
 from transformers import AutoTokenizer, BertTokenizerFast
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
+from pipeline.data.tokenizer_source import read_vocabulary
 from pipeline.errors import DataError, UserError
+from preprocessing import build_shards
 from preprocessing.readers.specs import sample_texts
-from preprocessing.tokenizing.tokenizer import load_encoder, read_vocabulary, save_tokenizer
+from preprocessing.tokenizing.tokenizer import load_encoder, save_tokenizer
 from preprocessing.tokenizing.wordpiece_training import train_wordpiece
 from tests.support import ROOT
+from tests.support.runs import run_main
 from tests.support.shards import contents, run_script, sentences, write_vocabulary
 from tests.support.texts import odd_texts, real_paragraphs
 
@@ -29,7 +32,7 @@ HARD = [
 ]
 
 
-def saved(source: Path, output: Path, cased: bool = False) -> Path:
+def saved(source: Path, output: Path, cased: bool | None = None) -> Path:
     output.mkdir()
     save_tokenizer(source, output, cased)
     return output
@@ -102,11 +105,103 @@ def test_a_file_that_is_no_vocabulary_is_refused(tmp_path, content, message):
         read_vocabulary(path)
 
 
+SPECIAL = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
+
+
+@pytest.mark.parametrize("place", ["vocab.txt", "directory", "configured"])
+def test_a_vocabulary_with_capitals_must_be_said_to_be_cased_or_not(tmp_path, monkeypatch, place):
+    """Alone, in a directory, and beside a configuration that says nothing on case."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text(SPECIAL + "[unused1]\nfox\nFox\n")
+    if place == "configured":
+        (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "model_max_length": 99}')
+    (tmp_path / "a.txt").write_text("Fox fox\n")
+    source = folder / "vocab.txt" if place == "vocab.txt" else folder
+    command = ["--input", f"lines:{tmp_path}/a.txt", "--tokenizer", source, "--workers", 1, "--output"]
+    code, _, err = run_main(monkeypatch, build_shards.main, *command, tmp_path / "open")
+    assert code == 2 and "vocab.txt, line 8: 'Fox' has capitals" in err and "--cased" in err and "--uncased" in err
+    assert not (tmp_path / "open").exists()
+    for flag, ids in (("--cased", [7, 6]), ("--uncased", [6, 6])):
+        output = tmp_path / flag
+        code, _, err = run_main(monkeypatch, build_shards.main, *command, output, flag)
+        assert code == 0, err
+        assert load_encoder(output / "tokenizer")(["Fox fox"])[0].tolist() == ids
+        auto = AutoTokenizer.from_pretrained(output / "tokenizer")
+        assert auto("Fox fox", add_special_tokens=False)["input_ids"] == ids
+        assert auto.model_max_length == (99 if place == "configured" else 512)
+
+
+@pytest.mark.parametrize("token", ["[unused1]", "[ENT]", "<S>", "\u211d", "\u6771", "##fox"])
+def test_what_lower_casing_leaves_alone_is_no_capital(tmp_path, token):
+    """U+211D is an upper-case letter without a lower-case one; bert-base-uncased has it."""
+    (tmp_path / "vocab.txt").write_text(f"{SPECIAL}fox\n{token}\n")
+    directory = saved(tmp_path / "vocab.txt", tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(directory).tokenize("FOX") == ["fox"]
+
+
+@pytest.mark.parametrize("token", ["##X", "\u00c9", "iPhone", "\u0130"])
+def test_any_letter_that_lower_casing_changes_is_a_capital(tmp_path, token):
+    (tmp_path / "vocab.txt").write_text(f"{SPECIAL}fox\n{token}\n")
+    with pytest.raises(UserError, match=r"line 7: .*--cased .*--uncased"):
+        saved(tmp_path / "vocab.txt", tmp_path / "out")
+
+
+def test_cased_and_uncased_are_for_what_does_not_say_it(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    vocabulary = write_vocabulary(tmp_path / "in" / "vocab.txt")
+    (tmp_path / "in" / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    for cased in (True, False):
+        (tmp_path / f"{cased}").mkdir()
+        with pytest.raises(UserError, match="--cased and --uncased are for"):
+            save_tokenizer(tmp_path / "in", tmp_path / f"{cased}", cased)
+    both = ["--input", "lines:a", "--tokenizer", vocabulary, "--output", tmp_path / "out", "--cased", "--uncased"]
+    code, _, err = run_main(monkeypatch, build_shards.main, *both)
+    assert code == 2 and "not allowed with" in err
+
+
+@pytest.mark.parametrize("place", ["vocab.txt", "configured"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: "\ufeff" + text,
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text + "\n",
+        lambda text: "\ufeff" + (text + "\n\n").replace("\n", "\r\n"),
+        lambda text: text.removesuffix("\n"),
+    ],
+    ids=["byte-order mark", "windows", "blank end", "all", "no end"],
+)
+def test_a_vocabulary_file_is_read_as_it_was_meant(tmp_path, place, change):
+    for name in ("sound", "odd"):
+        (tmp_path / name).mkdir()
+        write_vocabulary(tmp_path / name / "vocab.txt")
+        if place == "configured":
+            (tmp_path / name / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    odd = tmp_path / "odd" / "vocab.txt"
+    odd.write_bytes(change(odd.read_text()).encode())
+    sources = [tmp_path / name / ("vocab.txt" if place == "vocab.txt" else "") for name in ("sound", "odd")]
+    sound, read = (contents(saved(source, tmp_path / f"{i}")) for i, source in enumerate(sources))
+    assert read == sound
+
+
+@pytest.mark.parametrize("place", ["vocab.txt", "configured"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_blank_line_in_the_middle_of_a_vocabulary_is_refused(tmp_path, place, end):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "vocab.txt").write_bytes((SPECIAL + "fox\n\ndog\n").replace("\n", end).encode())
+    if place == "configured":
+        (tmp_path / "in" / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    with pytest.raises(UserError, match=r"vocab\.txt, line 7: expected a token, found a blank line") as caught:
+        saved(tmp_path / "in" / ("vocab.txt" if place == "vocab.txt" else ""), tmp_path / "out")
+    assert caught.value.exit_code == 2
+
+
 def test_a_broken_or_missing_tokenizer_is_one_sentence(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     for source in (tmp_path, tmp_path / "nothing"):
         with pytest.raises(UserError, match="tokenizer") as caught:
-            save_tokenizer(source, tmp_path, cased=False)
+            save_tokenizer(source, tmp_path)
         assert "\n" not in str(caught.value)
 
 

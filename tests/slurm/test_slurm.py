@@ -1,5 +1,4 @@
-"""slurm/train.sbatch on a real SLURM of two nodes on this host: trains, stops on a signal, is requeued, goes on, and
-ends by a stop file.
+"""slurm/train.sbatch on a real SLURM of two nodes on this host: a signal requeues the job, a stop file ends it.
 
 Needs root and Debian's slurm-wlm and munge; run by `make test-slow`.
 """
@@ -87,8 +86,8 @@ def test_a_job_that_is_signalled_goes_on_when_it_is_requeued_and_a_stop_file_end
     if not (ROOT / ".venv").is_dir():
         pytest.skip("the batch script wants the .venv of `make install`")
     inputs = prepare(tmp_path)
-    values = recipe_values(inputs["shards"], inputs["teacher"])
-    values["train"] |= {"steps": 100_000, "checkpoint_every": 100_000, "log_every": 5}
+    train = {"steps": 100_000, "checkpoint_every": 100_000, "log_every": 5}
+    values = recipe_values(inputs["shards"], inputs["teacher"], train=train)
     recipe = write_recipe(tmp_path / "recipe.yaml", values)
     run, log = tmp_path / "run", tmp_path / "job.log"
     script = ["slurm/train.sbatch", str(inputs["deepspeed"]), str(recipe), str(run)]
