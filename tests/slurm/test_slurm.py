@@ -1,4 +1,4 @@
-"""slurm/train.sbatch on a real SLURM of two nodes on this host.
+"""slurm/train.sbatch on a real SLURM of two nodes on this host: a signal requeues the job, a stop file ends it.
 
 It trains, stops on a signal, is requeued, goes on, and ends by a stop file. Needs root and Debian packages (slurm-wlm,
 munge); run by `make test-slow`.
