@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import BertForMaskedLM
+from transformers import AutoTokenizer, BertForMaskedLM
 
 from pipeline.config import Recipe
 from pipeline.errors import UserError
@@ -157,6 +157,17 @@ def test_rows_beyond_the_tokenizer_are_cut_off(tmp_path, shards, method, rows):
         head = built.module.bert.cls.predictions
         assert head.decoder.weight is built.module.bert.bert.embeddings.word_embeddings.weight
         assert head.decoder.bias is head.bias and head.bias.shape == (size,)
+
+
+def test_a_vocabulary_file_says_what_is_padding_too(tmp_path, shards):
+    """One that ends with a blank line, which is no token."""
+    size = vocabulary_of(shards)
+    padded(tmp_path, shards, 5)
+    pieces = AutoTokenizer.from_pretrained(shards / "tokenizer").convert_ids_to_tokens(list(range(size)))
+    for path in tmp_path.glob("*token*"):
+        path.unlink()
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n\n")
+    assert build_model(recipe(tmp_path, shards), size).bert_config.vocab_size == size
 
 
 def test_a_new_head_is_made_at_the_size_of_the_tokenizer(tmp_path, shards):
