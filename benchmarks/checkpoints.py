@@ -25,7 +25,7 @@ from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.files import write_atomically
 from pipeline.records import markdown_table
-from pipeline.stages import StageRunner, cpu_precision
+from pipeline.stages import StageRunner, cpu_precision, shards_stage, train_stage
 
 STEPS = 4
 WIDTHS = {"full width": STEPS - 1, "narrowed": 0}
@@ -56,12 +56,11 @@ def main() -> int:
     arguments = parse_arguments()
     head = measured(not_measured="GPUs, several ranks, other disks")
     output = arguments.output.resolve()
-    stages = StageRunner(output / "logs", ranks=1)
+    runner = StageRunner(output / "logs", ranks=1)
     text, shards, teacher = output / "text.txt", output / "shards", output / "teacher"
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(text, ("\n".join(beginning(arguments.text, 1e6)) + "\n").encode())
-    build = ("--input", f"lines:{text}", "--tokenizer", arguments.tokenizer.resolve(), "--output", shards)
-    stages.run("preprocessing/build_shards.py", *build)
+    runner.run([shards_stage("shards", [f"lines:{text}"], arguments.tokenizer.resolve(), shards, workers=1)])
     manifest = json.loads((shards / "manifest.json").read_text())
     torch.manual_seed(1)
     BertForMaskedLM(BertConfig(vocab_size=manifest["vocab_size"])).save_pretrained(teacher)
@@ -69,14 +68,13 @@ def main() -> int:
     rows: dict[str, Any] = {}
     for name, start in WIDTHS.items():
         run = output / "runs" / name.replace(" ", "_")
-        how = ("--config", "recipes/fast_bert_base_to_11m.yaml", "--deepspeed_config", deepspeed)
         data = ("--teacher.path", teacher, "--data.shards", shards, "--data.heldout_windows", 2)
         schedule = ("--compaction.start_step", start, "--compaction.increments", 1, "--compaction.decay_steps", 1)
         schedule = (*schedule, "--compaction.selection", "norm")
         length = ("--train.steps", STEPS, "--train.checkpoint_every", 1, "--train.log_every", 1)
         batch = ("--train.global_batch", 32, "--data.seq_len", 16)
-        options = (*how, *data, *schedule, *length, *batch)
-        stages.run("pipeline/train.py", *options, "--output", run, launcher=True)
+        options = (*data, *schedule, *length, *batch)
+        runner.run([train_stage(name, "recipes/fast_bert_base_to_11m.yaml", deepspeed, run, *options)])
         rows[name] = measure(run)
     write_atomically(arguments.json, (json.dumps({**head, "rows": rows}, indent=1) + "\n").encode())
     lines = []

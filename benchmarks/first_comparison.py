@@ -52,11 +52,11 @@ class Variant:
     glue: bool = False
 
 
-# Each grid has its best inside, not at an end.
 WID_RATES, RATES = (2.5e-4, 5e-4, 1e-3), (1e-3, 2e-3, 4e-3)
+"""Each grid has its best inside, not at an end."""
 WID = ("--train.lr", "{rate}", "--train.compactor_lr", "1e-3")
-# The exponential of decay `penalty` needs more steps to come near 0 at this rate: 0.05 after 100.
 PENALTY = ("--compaction.decay", "penalty", "--compaction.decay_steps", "100")
+"""The exponential of decay `penalty` needs more steps to come near 0 at this rate: 0.05 after 100."""
 VARIANTS = (
     Variant("wid taylor anneal", "student", WID, WID_RATES, glue=True),
     Variant("slice", "student", ("--train.lr", "{rate}", "--train.compactor_lr", "0"), RATES, glue=True),
@@ -99,8 +99,8 @@ def fine_tune(trainings: Trainings, model: Path, name: str, glue: Path) -> dict[
     scores = {}
     for tasks, epochs in GLUE.items():
         output = trainings.output / "glue" / f"{name}_{epochs}"
-        data = ("--data", glue.resolve(), "--output", output, "--epochs", epochs, "--learning-rate", 3e-4)
-        trainings.stages.run("pipeline/evaluate.py", "--model", model, "--tasks", tasks, *data)
+        settings = ("--epochs", epochs, "--learning-rate", 3e-4)
+        trainings.evaluate(name, model, tasks, glue.resolve(), output, *settings)
         scores |= json.loads((output / "results.json").read_text())["tasks"]
     return scores
 

@@ -54,10 +54,8 @@ def train_folded(trainings: Trainings, start_rate: float, rate: float, seed: int
 
     Its windows come in another order than the run's own: it would begin with those that it has seen.
     """
-    start = trainings.student(f"start_{start_rate:g}_{seed}")
-    if not start.exists():
-        run = trainings.run(narrowed_name(start_rate, seed))
-        trainings.stages.run("pipeline/fold.py", "--run", run, "--step", FOLDED_AT, "--output", start)
+    run = trainings.run(narrowed_name(start_rate, seed))
+    start = trainings.fold(f"start_{start_rate:g}_{seed}", run, FOLDED_AT)
     rates = ("--train.lr", rate, "--train.seed", seed + 100)
     length = ("--train.steps", trainings.steps - FOLDED_AT, "--train.checkpoint_every", trainings.steps - FOLDED_AT)
     name = f"folded_{start_rate:g}_{rate:g}_{seed}"

@@ -53,7 +53,7 @@ from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.files import write_atomically
 from pipeline.launch import positive_int
 from pipeline.records import markdown_table
-from pipeline.shapes import BertShape, resolve_target
+from pipeline.shapes import BertShape, predicted_positions, resolve_target
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -110,7 +110,7 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
     )
     student = resolve_target(teacher, "dim", hidden=arguments.target_hidden)
     windows, micro_batches = arguments.tokens // seq_len, arguments.tokens // micro_tokens
-    batch = Batch(windows, seq_len, round(0.15 * (seq_len - 2)), micro_batches)
+    batch = Batch(windows, seq_len, predicted_positions(seq_len, 0.15), micro_batches)
     return Setting(teacher, student, batch, arguments.device, arguments.precision)
 
 

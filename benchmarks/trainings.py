@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.errors import DataError
 from pipeline.files import write_atomically
 from pipeline.launch import positive_int
-from pipeline.stages import ROOT, StageRunner, cpu_precision
+from pipeline.stages import ROOT, StageRunner, cpu_precision, evaluate_stage, fold_stage, shards_stage, train_stage
 from preprocessing.readers.specs import read_documents
 
 TRAIN_MEGABYTES, HELDOUT_MEGABYTES = 25.0, 1.5
@@ -43,7 +43,7 @@ class Trainings:
     """Makes shards, runs, students and scores under the output directory, as far as they are missing.
 
     Attributes:
-        stages: runs the pipeline's commands.
+        runner: runs the pipeline's stages.
         steps: of a training.
     """
 
@@ -52,7 +52,7 @@ class Trainings:
         self.teacher = arguments.teacher.resolve()
         self.steps = arguments.steps
         cpu = arguments.device == "cpu"
-        self.stages = StageRunner(self.output / "logs", ranks=arguments.ranks if cpu else 1, cpu=cpu)
+        self.runner = StageRunner(self.output / "logs", ranks=arguments.ranks if cpu else 1, cpu=cpu)
         self.deepspeed = deepspeed_config(cpu)
         self._build_shards("train", arguments.train, TRAIN_MEGABYTES)
         self._build_shards("heldout", arguments.heldout, HELDOUT_MEGABYTES)
@@ -64,8 +64,8 @@ class Trainings:
             self.output.mkdir(parents=True, exist_ok=True)
             lines = (line for spec in specs for line in beginning(spec, megabytes * 1e6 / len(specs)))
             write_atomically(text, ("\n".join(lines) + "\n").encode())
-        spec = ("--input", f"lines:{text}", "--tokenizer", self.teacher, "--workers", 2)
-        self.stages.run("preprocessing/build_shards.py", *spec, "--output", self.output / "shards" / name)
+        shards = self.output / "shards" / name
+        self.runner.run([shards_stage(f"shards of {name}", [f"lines:{text}"], self.teacher, shards, workers=2)])
 
     def student(self, name: str) -> Path:
         """Where the student of a training lies."""
@@ -73,18 +73,19 @@ class Trainings:
 
     def train(self, name: str, recipe: str, *options: object) -> dict[str, float]:
         """One run of a recipe, its student, and its scores."""
-        if not self.student(name).exists():
-            how = ("--config", f"recipes/demo_{recipe}.yaml")
-            how = (*how, "--deepspeed_config", f"ds_configs/{self.deepspeed}.json")
-            shards = self.output / "shards"
-            data = ("--data.shards", shards / "train", "--data.heldout", shards / "heldout")
-            length: tuple[object, ...] = ("--train.steps", self.steps, "--train.evaluate_every", self.steps)
-            length = (*length, "--train.checkpoint_every", self.steps)
-            self.stages.run(
-                "pipeline/train.py", *how, *data, *length, *options, "--output", self.run(name), launcher=True
-            )
-            self.stages.run("pipeline/fold.py", "--run", self.run(name), "--output", self.student(name))
+        shards = self.output / "shards"
+        data = ("--data.shards", shards / "train", "--data.heldout", shards / "heldout")
+        length: tuple[object, ...] = ("--train.steps", self.steps, "--train.evaluate_every", self.steps)
+        options = (*data, *length, "--train.checkpoint_every", self.steps, *options)
+        how = (f"recipes/demo_{recipe}.yaml", f"ds_configs/{self.deepspeed}.json")
+        self.runner.run([train_stage(name, *how, self.run(name), *options)])
+        self.fold(name, self.run(name))
         return self.score(self.student(name), name)
+
+    def fold(self, name: str, run: Path, step: int | None = None) -> Path:
+        """The student called `name`: of a run, or of one of its steps."""
+        self.runner.run([fold_stage(f"fold {name}", run, self.student(name), step)])
+        return self.student(name)
 
     def run(self, name: str) -> Path:
         """Where a training lies."""
@@ -93,16 +94,20 @@ class Trainings:
     def score(self, model: Path, name: str) -> dict[str, float]:
         """Held-out loss and accuracy of a model directory, on every window."""
         evaluation = self.output / "evaluations" / name
-        data = ("--data", self.output / "shards" / "heldout", "--output", evaluation)
-        self.stages.run("pipeline/evaluate.py", "--model", model, "--tasks", "mlm", *data)
+        self.evaluate(name, model, "mlm", self.output / "shards" / "heldout", evaluation)
         entry = json.loads((evaluation / "results.json").read_text())["tasks"]["mlm heldout"]
         return {"loss": entry["loss"]["mean"], "accuracy": entry["accuracy"]["mean"]}
+
+    def evaluate(self, name: str, model: Path, tasks: str, data: Path, output: Path, *options: object) -> None:
+        """Scores of a model directory, into `output`."""
+        self.runner.run([evaluate_stage(f"scores of {name}", model, tasks, data, output, *options)])
 
 
 def best_of(rates: tuple[float, ...], train: Callable[[float, int], dict[str, float]]) -> dict[str, Any]:
     """Every rate under the first seed; the best by held-out loss again under the other seeds.
 
     Args:
+        rates: the learning rates to try.
         train: learning rate and seed -> loss and accuracy.
     """
 

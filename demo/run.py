@@ -20,19 +20,36 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from demo.docstrings import installed_docstrings
 from demo.word_order import sentences, write_task
 from pipeline.errors import EXIT_DONE, DataError, UserError, run_entry_point
 from pipeline.files import write_atomically
-from pipeline.stages import ROOT, StageRunner, cpu_precision, say
+from pipeline.stages import (
+    ROOT,
+    Stage,
+    StageRunner,
+    cpu_precision,
+    evaluate_stage,
+    fold_stage,
+    report_stage,
+    say,
+    shards_stage,
+    train_stage,
+)
+from preprocessing.readers.specs import read_documents
 
 SHIPPED_TEACHER = ROOT / "teachers" / "wiki_books_4x192"
 PROSE = ROOT / "demo" / "prose.txt"
+EVALUATION_DATA = "evaluation_data"
+"""Folder of what is measured on: held-out shards, prose, the sentence task."""
+TASKS = "mlm,latency,word_order"
 HOLD_OUT_EVERY = 20
 STUDENT_WIDTH = 0.5625
 """Share of the hidden size that the student keeps: a third of the encoder's parameters."""
@@ -57,90 +74,89 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Demo:
-    """The stages, each skipped where its result is already there."""
-
-    def __init__(self, output: Path, quick: bool) -> None:
-        self.output, self.quick = output, quick
-        # The demo shows the CPU path; on a machine with GPUs the launcher would take those.
-        self.stages = StageRunner(output / "logs")
-        self.teacher = output / "teacher"
-        self.evaluation_data = output / "evaluation_data"
-
-    def prepare_text(self, data: str | None) -> None:
-        """Write train.txt and heldout.txt, one document a line, and the sentence task made of them."""
-        if (self.output / "heldout.txt").is_file():
-            return
-        say("collecting text")
-        lines: dict[bool, list[str]] = {True: [], False: []}
-        for number, text in enumerate(documents(data)):
-            if self.quick and number >= QUICK_DOCUMENTS:
-                break
-            lines[number % HOLD_OUT_EVERY == 0].append(" ".join(text.split()))
-        if not lines[False]:
-            raise DataError(f"{data}: the demo needs at least two documents, one of them to hold out")
-        write_task(sentences(lines[False]), sentences(lines[True]), self.evaluation_data, WORD_ORDER_ROWS)
-        for name, held_out in (("train", False), ("heldout", True)):
-            write_atomically(self.output / f"{name}.txt", ("\n".join(lines[held_out]) + "\n").encode())
-
-    def build_shards(self) -> None:
-        places = {
-            self.output / "train.txt": self.output / "shards",
-            self.output / "heldout.txt": self.evaluation_data / "heldout",
-            PROSE: self.evaluation_data / "prose",
-        }
-        for text, shards in places.items():
-            spec = ("--input", f"lines:{text}", "--tokenizer", self.teacher, "--workers", self.stages.ranks)
-            self.stages.run("preprocessing/build_shards.py", *spec, "--output", shards)
-
-    def train_all(self) -> None:
-        """The four trainings."""
-        config = json.loads((self.teacher / "config.json").read_text())
-        heads = config["num_attention_heads"]
-        head_size = math.ceil(config["hidden_size"] // heads * STUDENT_WIDTH)
-        shape = ("--target.hidden", heads * head_size, "--target.head_size", head_size)
-        teacher, schedule = ("--teacher.path", self.teacher), QUICK_SCHEDULE if self.quick else ()
-        self.train("continued", "continued", *teacher)
-        self.train("student", "student", *teacher, *shape, *schedule)
-        self.train("slice", "student", *teacher, *shape, *schedule, "--train.compactor_lr", 0)
-        self.train("scratch", "scratch", *shape, "--target.layers", config["num_hidden_layers"])
-
-    def train(self, name: str, recipe: str, *overrides: object) -> None:
-        """Train recipes/demo_RECIPE.yaml into runs/NAME and fold it into the directory NAME."""
-        if (self.output / name).exists():
-            return
-        run = self.output / "runs" / name
-        how = (
-            "--config",
-            f"recipes/demo_{recipe}.yaml",
-            "--deepspeed_config",
-            f"ds_configs/demo_cpu_{cpu_precision()}.json",
-        )
-        data = ("--data.shards", self.output / "shards", "--data.heldout", self.evaluation_data / "heldout")
-        quick = QUICK_TRAINING if self.quick else ()
-        self.stages.run("pipeline/train.py", *how, *data, *overrides, *quick, "--output", run, launcher=True)
-        self.stages.run("pipeline/fold.py", "--run", run, "--output", self.output / name)
-
-    def evaluate(self) -> None:
-        settings = (*FINE_TUNING, *(QUICK_FINE_TUNING if self.quick else ()))
-        for name in MODELS:
-            places = ("--data", self.evaluation_data, "--output", self.output / "evaluations" / name)
-            tasks = ("--model", self.output / name, "--tasks", "mlm,latency,word_order")
-            self.stages.run("pipeline/evaluate.py", *tasks, *places, *settings)
-        runs = [self.output / "runs" / name for name in MODELS[1:]]
-        evaluations = [self.output / "evaluations" / name for name in MODELS]
-        self.stages.run("pipeline/report.py", "--runs", *runs, *evaluations, "--output", self.output / "report")
+def collect_text(output: Path, data: str | None, quick: bool) -> None:
+    """Write train.txt and heldout.txt, one document a line, and the sentence task made of them."""
+    if (output / "heldout.txt").is_file():
+        return
+    say("collecting text")
+    lines: dict[bool, list[str]] = {True: [], False: []}
+    for number, text in enumerate(documents(data)):
+        if quick and number >= QUICK_DOCUMENTS:
+            break
+        lines[number % HOLD_OUT_EVERY == 0].append(" ".join(text.split()))
+    if not lines[False]:
+        raise DataError(f"{data}: the demo needs at least two documents, one of them to hold out")
+    write_task(sentences(lines[False]), sentences(lines[True]), output / EVALUATION_DATA, WORD_ORDER_ROWS)
+    for name, held_out in (("train", False), ("heldout", True)):
+        write_atomically(output / f"{name}.txt", ("\n".join(lines[held_out]) + "\n").encode())
 
 
 def documents(data: str | None) -> Iterable[str]:
     """The documents of a SPEC, or of the installed packages."""
     if data is None:
-        from demo.docstrings import installed_docstrings
-
         return installed_docstrings()
-    from preprocessing.readers.specs import read_documents
-
     return (document.text for document in read_documents([data]))
+
+
+def stages(output: Path, quick: bool, ranks: int) -> list[Stage]:
+    """Everything from text to report, in order."""
+    evaluations = [output / "evaluations" / name for name in MODELS]
+    return [
+        *_shards(output, ranks),
+        *(stage for training in trainings(output / "teacher", quick) for stage in training.stages(output, quick)),
+        *_evaluations(output, evaluations, quick),
+        report_stage("report", [*(output / "runs" / name for name in MODELS[1:]), *evaluations], output / "report"),
+    ]
+
+
+def _shards(output: Path, ranks: int) -> Iterator[Stage]:
+    places = {
+        output / "train.txt": output / "shards",
+        output / "heldout.txt": output / EVALUATION_DATA / "heldout",
+        PROSE: output / EVALUATION_DATA / "prose",
+    }
+    for text, shards in places.items():
+        yield shards_stage(f"shards of {text.stem}", [f"lines:{text}"], output / "teacher", shards, ranks)
+
+
+def _evaluations(output: Path, evaluations: list[Path], quick: bool) -> Iterator[Stage]:
+    settings = (*FINE_TUNING, *(QUICK_FINE_TUNING if quick else ()))
+    for name, evaluation in zip(MODELS, evaluations, strict=True):
+        data = output / EVALUATION_DATA
+        yield evaluate_stage(f"scores of {name}", output / name, TASKS, data, evaluation, *settings)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One of the demo's trainings: its name, the recipe demo_RECIPE.yaml, and what it sets in it."""
+
+    name: str
+    recipe: str
+    options: tuple[object, ...]
+
+    def stages(self, output: Path, quick: bool) -> tuple[Stage, Stage]:
+        """Train into runs/NAME, fold into NAME."""
+        run = output / "runs" / self.name
+        data = ("--data.shards", output / "shards", "--data.heldout", output / EVALUATION_DATA / "heldout")
+        options = (*data, *self.options, *(QUICK_TRAINING if quick else ()))
+        how = (f"recipes/demo_{self.recipe}.yaml", f"ds_configs/demo_cpu_{cpu_precision()}.json")
+        return train_stage(self.name, *how, run, *options), fold_stage(f"fold {self.name}", run, output / self.name)
+
+
+def trainings(teacher: Path, quick: bool) -> list[Training]:
+    """The four trainings; the student's shape follows from the teacher's."""
+    config = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
+    heads = config["num_attention_heads"]
+    head_size = math.ceil(config["hidden_size"] // heads * STUDENT_WIDTH)
+    shape = ("--target.hidden", heads * head_size, "--target.head_size", head_size)
+    start = ("--teacher.path", teacher)
+    schedule = QUICK_SCHEDULE if quick else ()
+    return [
+        Training("continued", "continued", start),
+        Training("student", "student", (*start, *shape, *schedule)),
+        Training("slice", "student", (*start, *shape, *schedule, "--train.compactor_lr", 0)),
+        Training("scratch", "scratch", (*shape, "--target.layers", config["num_hidden_layers"])),
+    ]
 
 
 def claim(output: Path, data: str | None, teacher: Path, quick: bool) -> None:
@@ -167,11 +183,10 @@ def main() -> int:
         raise UserError("the deepspeed command is not on PATH: activate the environment (source .venv/bin/activate)")
     started = time.monotonic()
     claim(output, arguments.data, teacher, arguments.quick)
-    demo = Demo(output, arguments.quick)
-    demo.prepare_text(arguments.data)
-    demo.build_shards()
-    demo.train_all()
-    demo.evaluate()
+    collect_text(output, arguments.data, arguments.quick)
+    # The demo shows the CPU path; on a machine with GPUs the launcher would take those.
+    runner = StageRunner(output / "logs")
+    runner.run(stages(output, arguments.quick, runner.ranks))
     say(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
     print(f"student:   {output / 'student'}")
     print(f"picture:   {output / 'report' / 'report.png'}")

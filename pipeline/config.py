@@ -7,18 +7,18 @@ import copy
 import dataclasses
 import math
 import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from pipeline.errors import UserError
-from pipeline.parsing import build, parse_overrides
-from pipeline.shapes import Strategy
+from pipeline.errors import UserError, refuse
+from pipeline.parsing import apply_options, build, read_sections
+from pipeline.shapes import Strategy, predicted_positions
 
 Selection = Literal["norm", "taylor", "random"]
 Decay = Literal["anneal", "penalty"]
+Method = Literal["wid", "continue", "scratch"]
 
 
 @dataclass
@@ -33,9 +33,13 @@ class TeacherConfig:
     """Peak learning rate of that warm-up."""
 
     def __post_init__(self) -> None:
+        refuse(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        """A sentence for each value that cannot be."""
         for name in ("head_warmup_steps", "head_lr"):
             if getattr(self, name) < 0:
-                raise UserError(f"teacher.{name} must not be negative, and is {getattr(self, name)}")
+                yield f"teacher.{name} must not be negative, and is {getattr(self, name)}"
 
 
 @dataclass
@@ -56,16 +60,23 @@ class DataConfig:
     """A token attends to its own document only, where a window is packed from several; false as published."""
 
     def __post_init__(self) -> None:
+        refuse(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        """A sentence for each value that cannot be."""
         if self.seq_len < 8:
-            raise UserError(f"data.seq_len must be at least 8 tokens, not {self.seq_len}")
-        if not 0 < self.mask_fraction < 1:
-            raise UserError(f"data.mask_fraction must lie between 0 and 1, and is {self.mask_fraction}")
-        if round(self.mask_fraction * (self.seq_len - 2)) < 1:
-            raise UserError(
-                f"data.mask_fraction {self.mask_fraction} of {self.seq_len - 2} tokens leaves nothing to predict"
-            )
+            yield f"data.seq_len must be at least 8 tokens, not {self.seq_len}"
+        elif not 0 < self.mask_fraction < 1:
+            yield f"data.mask_fraction must lie between 0 and 1, and is {self.mask_fraction}"
+        elif self.predicted < 1:
+            yield (f"data.mask_fraction {self.mask_fraction} of {self.seq_len - 2} tokens leaves nothing to predict")
         if self.heldout_windows < 1:
-            raise UserError("data.heldout_windows must be at least 1")
+            yield "data.heldout_windows must be at least 1"
+
+    @property
+    def predicted(self) -> int:
+        """Positions predicted in every window."""
+        return predicted_positions(self.seq_len, self.mask_fraction)
 
     def sources(self) -> list[tuple[Path, float]]:
         """Directories and weights.
@@ -102,9 +113,13 @@ class TargetConfig:
     """Instead of hidden: a number of parameters without pooler and MLM head, such as 11M."""
 
     def __post_init__(self) -> None:
+        refuse(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        """A sentence for each value that cannot be."""
         for name in ("hidden", "head_size", "intermediate", "layers"):
             if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"target.{name} must be at least 1, not {value}")
+                yield f"target.{name} must be at least 1, not {value}"
 
     def parameter_count(self) -> int | None:
         """`params` as a number: 11M, 11.5M, 500k or plain digits."""
@@ -139,15 +154,17 @@ class CompactionConfig:
     """A `selection.jsonl` whose choices are repeated instead of made anew."""
 
     def __post_init__(self) -> None:
+        refuse(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        """A sentence for each value that cannot be."""
         for name in ("interval_steps", "increments", "decay_steps"):
             if getattr(self, name) < 1:
-                raise UserError(f"compaction.{name} must be at least 1, not {getattr(self, name)}")
+                yield f"compaction.{name} must be at least 1, not {getattr(self, name)}"
         if self.start_step < 0:
-            raise UserError(f"compaction.start_step must not be negative, and is {self.start_step}")
-        if self.selection == "taylor" and self.start_step < 1 and self.replay is None:
-            raise UserError(
-                "compaction.selection taylor needs statistics first: set compaction.start_step to at least 1"
-            )
+            yield f"compaction.start_step must not be negative, and is {self.start_step}"
+        elif self.selection == "taylor" and self.start_step < 1 and self.replay is None:
+            yield ("compaction.selection taylor needs statistics first: set compaction.start_step to at least 1")
 
     @property
     def last_selection_step(self) -> int:
@@ -198,26 +215,30 @@ class TrainConfig:
     """Scratch only: ppmi starts the word embeddings from co-occurrence counts of the training text."""
 
     def __post_init__(self) -> None:
+        refuse(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        """A sentence for each value that cannot be."""
         least = {"keep_checkpoints": 2, "keep_every": 0}
         counts = ("steps", "global_batch", "checkpoint_every", "evaluate_every", "log_every", "max_skipped_in_a_row")
         for name in (*counts, *least):
             if (value := getattr(self, name)) is not None and value < least.get(name, 1):
-                raise UserError(f"train.{name} must be at least {least.get(name, 1)}, not {value}")
+                yield f"train.{name} must be at least {least.get(name, 1)}, not {value}"
         if self.keep_every % self.checkpoint_interval:
-            raise UserError(
+            yield (
                 f"train.keep_every {self.keep_every} is not a multiple of train.checkpoint_every "
                 f"{self.checkpoint_interval}: there would be no checkpoint to keep at most of these steps"
             )
         if not self.hang_minutes > 0:
-            raise UserError(f"train.hang_minutes must be more than 0, and is {self.hang_minutes}")
+            yield f"train.hang_minutes must be more than 0, and is {self.hang_minutes}"
         for name in ("lr", "compactor_lr", "weight_decay"):
             if getattr(self, name) < 0:
-                raise UserError(f"train.{name} must not be negative, and is {getattr(self, name)}")
+                yield f"train.{name} must not be negative, and is {getattr(self, name)}"
         for name in ("warmup", "dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"train.{name} must lie in [0, 1), and is {getattr(self, name)}")
+                yield f"train.{name} must lie in [0, 1), and is {getattr(self, name)}"
         if not 0 <= self.seed < 2**63:
-            raise UserError(f"train.seed must be a whole number from 0 to 2^63 - 1, not {self.seed}")
+            yield f"train.seed must be a whole number from 0 to 2^63 - 1, not {self.seed}"
 
     @property
     def checkpoint_interval(self) -> int:
@@ -233,33 +254,16 @@ class Recipe:
     scratch pre-trains a BERT from a shape.
     """
 
-    method: Literal["wid", "continue", "scratch"] = "wid"
+    method: Method = "wid"
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     data: DataConfig = field(default_factory=DataConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     compaction: CompactionConfig = field(default_factory=CompactionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
-    def __post_init__(self) -> None:
-        if self.method == "scratch":
-            if self.teacher.path is not None:
-                raise UserError("method scratch takes no teacher: remove teacher.path, or use method wid or continue")
-            return
-        if self.teacher.path is None:
-            raise UserError(f"method {self.method} needs a teacher: set teacher.path to a BERT directory or hub name")
-        if self.train.embedding_init != "random":
-            raise UserError("train.embedding_init is for method scratch: the others start from the teacher's weights")
-        if self.method == "continue":
-            if self.target != TargetConfig():
-                raise UserError("method continue keeps the teacher's shape: remove the target section")
-            return
-        if self.target.layers is not None:
-            raise UserError("target.layers is for method scratch: a WID student has its teacher's layers")
-        if self.compaction.end_step > self.train.steps:
-            raise UserError(
-                f"the narrowing schedule ends at step {self.compaction.end_step}, after train.steps "
-                f"{self.train.steps}: train longer or shorten the compaction section"
-            )
+    def problems(self) -> Iterator[str]:
+        """A sentence for each thing that does not go together."""
+        yield from METHODS[self.method](self)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -280,33 +284,58 @@ class Recipe:
         return recipe
 
 
-def load_recipe(path: Path, overrides: list[str]) -> Recipe:
-    """Read a recipe and apply `--section.key value` pairs.
+def _check_wid(recipe: Recipe) -> Iterator[str]:
+    yield from _check_teacher(recipe)
+    if recipe.target.layers is not None:
+        yield "target.layers is for method scratch: a WID student has its teacher's layers"
+    if recipe.compaction.end_step > recipe.train.steps:
+        yield (
+            f"the narrowing schedule ends at step {recipe.compaction.end_step}, after train.steps "
+            f"{recipe.train.steps}: train longer or shorten the compaction section"
+        )
+
+
+def _check_continue(recipe: Recipe) -> Iterator[str]:
+    yield from _check_teacher(recipe)
+    if recipe.target != TargetConfig():
+        yield "method continue keeps the teacher's shape: remove the target section"
+
+
+def _check_scratch(recipe: Recipe) -> Iterator[str]:
+    if recipe.teacher.path is not None:
+        yield "method scratch takes no teacher: remove teacher.path, or use method wid or continue"
+
+
+def _check_teacher(recipe: Recipe) -> Iterator[str]:
+    if recipe.teacher.path is None:
+        yield f"method {recipe.method} needs a teacher: set teacher.path to a BERT directory or hub name"
+    if recipe.train.embedding_init != "random":
+        yield "train.embedding_init is for method scratch: the others start from the teacher's weights"
+
+
+METHODS: dict[Method, Callable[[Recipe], Iterator[str]]] = {
+    "wid": _check_wid,
+    "continue": _check_continue,
+    "scratch": _check_scratch,
+}
+"""What each method has to say against a recipe."""
+
+
+def load_recipe(
+    path: Path, options: list[str], elsewhere: Callable[[Recipe], Iterable[str]] = lambda recipe: ()
+) -> Recipe:
+    """Read a recipe and apply `--section.key value` options.
+
+    Args:
+        path: of the YAML file.
+        options: as they stand on the command line.
+        elsewhere: what else may be wrong with the recipe where it is to run; said together with the rest.
 
     Raises:
         UserError: the file or a key does not exist, a value has the wrong type, or the combination is impossible.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except OSError as error:
-        raise UserError(f"recipe {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"recipe {path} is no YAML: byte {error.start} is no UTF-8 text") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path} is no YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"recipe {path} must hold sections such as `train:`, not a {type(content).__name__}")
-    for key, value in parse_overrides(overrides):
-        node = content
-        *sections, last = key.split(".")
-        for section in sections:
-            if node.get(section) is None:  # absent, or `train:` with nothing below it
-                node[section] = {}
-            node = node[section]
-            if not isinstance(node, dict):
-                raise UserError(f"--{key}: {section} is no section")
-        try:
-            node[last] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--{key}: {value!r} is no YAML value") from error
-    return build(Recipe, content, where=str(path))
+    content = read_sections(path, "recipe")
+    apply_options(content, options)
+    recipe: Recipe = build(Recipe, content, where=str(path))
+    refuse([*recipe.problems(), *elsewhere(recipe)])
+    return recipe

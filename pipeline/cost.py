@@ -77,6 +77,7 @@ def composition_macs(teacher: BertShape, kept: BertShape) -> int:
     """Forward pass of one composition R W L of every matrix, in the cheaper order, and of the embedding tables.
 
     Args:
+        teacher: the shape whose matrices are composed.
         kept: the teacher's own shape before narrowing, the student's after it.
     """
     rows = teacher.vocab_size + teacher.positions + teacher.segments
@@ -165,7 +166,7 @@ class RunCost:
     narrowed: float
 
     def gpu_hours(self, peak: float, utilisation: float) -> float:
-        """operations / (peak x utilisation x 3600).
+        """Operations / (peak x utilisation x 3600).
 
         Args:
             peak: of one GPU, in floating-point operations per second.
@@ -180,7 +181,12 @@ def run_cost(
     """The cost of `steps` optimizer steps, narrowed from `end_step` on.
 
     Args:
-        batch: of one rank. Every rank composes for itself, so that part grows with the ranks.
+        teacher: the shape before narrowing.
+        student: the shape after it.
+        steps: of the whole run.
+        end_step: the first narrowed step.
+        batch: of one rank.
+        ranks: each composes for itself, so that part grows with them.
     """
     full, narrow = (2 * ranks * step_macs(v, teacher, student, batch) for v in ("composed", "narrowed"))
     return RunCost(float(full * end_step), float(narrow * (steps - end_step)))

@@ -7,13 +7,19 @@ defect of this project and keeps its traceback.
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 EXIT_DONE = 0
 EXIT_USAGE = 2
+"""Bad arguments, configuration or output directory."""
 EXIT_DATA = 3
+"""Bad input data."""
+EXIT_HUNG = 70
+"""The job got no further: a rank hangs or is lost."""
 EXIT_STOPPED = 75
+"""Stopped on request, after a checkpoint."""
 
 
 class UserError(Exception):
@@ -23,11 +29,51 @@ class UserError(Exception):
     said_elsewhere = False
     """Another rank has the same error and says it."""
 
+    def __init__(self, *sentences: str) -> None:
+        self.sentences = sentences
+        """One for each thing that is wrong."""
+        listed = [f"{len(sentences)} settings cannot work:", *(f"- {sentence}" for sentence in sentences)]
+        super().__init__(sentences[0] if len(sentences) == 1 else "\n".join(listed))
+
 
 class DataError(UserError):
     """Bad input data; the sentence names the file and the offset or line, and what was expected."""
 
     exit_code = EXIT_DATA
+
+
+class Refusals:
+    """Gathers what is wrong with settings, so that a user learns all of it at once."""
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    @contextmanager
+    def gathering(self) -> Iterator[None]:
+        """Note a `UserError` of the block and go on behind it."""
+        try:
+            yield
+        except UserError as error:
+            self.sentences += error.sentences
+
+    def refuse(self) -> None:
+        """Raise all that was noted.
+
+        Raises:
+            UserError: there is something.
+        """
+        refuse(self.sentences)
+
+
+def refuse(sentences: Iterable[str]) -> None:
+    """Raise these sentences as one `UserError`, each once, if there are any."""
+    if found := tuple(dict.fromkeys(sentences)):
+        raise UserError(*found)
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, in one line; its name where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def give_up_stdout() -> None:

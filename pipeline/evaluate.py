@@ -1,8 +1,8 @@
 """Score a model: fine-tuned on sentence tasks under several seeds, as a masked language model, and by its speed.
 
-1. Check model directory, output directory and arguments; read all data.
-2. Task mlm: loss and accuracy on all windows of the shard directory --data, or of each one in --data, of --max-length
-   tokens. Task latency: milliseconds of a forward pass at batch 1.
+1. Read arguments, model and all data, and check that everything fits, the output directory included.
+2. Task latency: milliseconds of a forward pass at batch 1. Task mlm: loss and accuracy on all windows of the shard
+   directory --data, or of each one in --data, of --max-length tokens.
 3. Every GLUE task and seed: a new pooler and classifier on the encoder, fine-tuning, predictions on the dev set.
 4. `results.json` with mean, standard deviation and every seed; a table at the end.
 
@@ -18,19 +18,22 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
-from pipeline.evaluation.glue.tasks import SCORED, parse_tasks
+from pipeline.evaluation.glue.average import glue_average
+from pipeline.evaluation.results import ResultStore
+from pipeline.evaluation.table import format_table
+from pipeline.evaluation.task import Request, Settings
+from pipeline.evaluation.tasks import NAMES, make_tasks
 from pipeline.launch import add_launcher_arguments, only_rank_zero
 
-OTHERS = ("mlm", "latency")
-"""Tasks that need no fine-tuning."""
 LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""What tells the libraries that there are other processes, besides those with a launcher's own prefix."""
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line; meanings beyond syntax are checked in `main`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a Hugging Face BERT with tokenizer")
-    parser.add_argument("--tasks", required=True, help=f"comma-separated: glue, {', '.join((*SCORED, *OTHERS))}")
+    parser.add_argument("--tasks", required=True, help=f"comma-separated: {', '.join(NAMES)}")
     parser.add_argument(
         "--data", required=True, metavar="DIR|hub", help="folder with CoLA, SST-2, ..., and shards for mlm; or 'hub'"
     )
@@ -45,10 +48,14 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """The seeds of `--seeds`, each once. Raises `UserError` for anything but whole numbers from 0 to 2^32 - 1."""
+    """The seeds of `--seeds`, each once.
+
+    Raises:
+        UserError: they are anything but whole numbers from 0 to 2^32 - 1.
+    """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) < 2**32 for part in parts):
-        raise UserError(f"--seeds '{text}': whole numbers from 0 to 4294967295, separated by commas, were expected.")
+        raise UserError(f"--seeds '{text}': whole numbers from 0 to 4294967295, separated by commas, were expected")
     return list(dict.fromkeys(int(part) for part in parts))
 
 
@@ -63,42 +70,29 @@ def use_one_device() -> None:
 
 def main() -> int:
     """Run the stage; returns the exit code."""
-    args = parse_arguments()
+    arguments = parse_arguments()
     if not only_rank_zero():
         return EXIT_DONE
     use_one_device()
-    tasks, seeds = parse_tasks(args.tasks, OTHERS), parse_seeds(args.seeds)
-    if args.data != "hub" and not Path(args.data).is_dir():
-        raise UserError(f"--data {args.data}: there is no such directory.")
+    settings = Settings(arguments.epochs, arguments.batch_size, arguments.learning_rate, arguments.max_length)
+    request = Request(arguments.model, arguments.data, parse_seeds(arguments.seeds), settings)
+    tasks = make_tasks(arguments.tasks, request)
+    if arguments.data != "hub" and not Path(arguments.data).is_dir():
+        raise UserError(f"--data {arguments.data}: there is no such directory")
 
     # The libraries take seconds to import; --help and mistakes in the arguments do not wait for them.
-    from pipeline.evaluation import encoder, latency, mlm, table
-    from pipeline.evaluation.finetune import Settings
-    from pipeline.evaluation.glue import run as glue_run
-    from pipeline.evaluation.results import ResultStore
+    from pipeline.evaluation.encoder import fingerprint, load_encoder
 
-    encoder.silence_libraries()
-    encoder.check_directory(args.model)
-    fingerprint = encoder.fingerprint(args.model)
-    settings = Settings(args.epochs, args.batch_size, args.learning_rate, args.max_length)
-    store = ResultStore(args.output, args.model, fingerprint, settings.record())
-    data = glue_run.load_all([name for name in tasks if name not in OTHERS], args.data, args.tasks.split(","))
-    shards = mlm.find_shards(Path(args.data)) if mlm.TASK in tasks else []
-    bert = encoder.load_encoder(args.model)
-    settings.check_fits(bert)
-    glue_run.begin(data, store)
-    for directory in shards:
-        mlm.score_masked_lm(args.model, directory, args.max_length, store)
-    if latency.TASK in tasks:
-        latency.score_latency(bert, args.max_length, store)
-    glue_run.run(data, bert, seeds, settings, store)
-
-    average = table.glue_average(store.document["tasks"])
-    if average is not None:
-        store.document["glue_average"] = average
-    store.document["complete"] = True
-    store.write()
-    print(table.format_table(store.document))
+    model = load_encoder(arguments.model)
+    store = ResultStore(arguments.output, arguments.model, fingerprint(arguments.model), settings.record())
+    settings.check_fits(model.config.max_position_embeddings)
+    for task in tasks:
+        task.check(model, store)
+    store.open()
+    for task in reversed(tasks):
+        task.run(model, store)
+    store.finish(glue_average(store))
+    print(format_table(store))
     return EXIT_DONE
 
 

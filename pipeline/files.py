@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +16,36 @@ _HASH_BLOCK = 1 << 22
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an error of the file system inside the block (disk full, read-only, no permission) into a sentence about
-    `path`. Those that safetensors meets are no OSErrors."""
+    """Turn an error of the file system inside the block (full, read-only, no permission) into a sentence on `path`.
+
+    Those that safetensors and tokenizers meet are no OSErrors.
+    """
     try:
         yield
     except SafetensorError as error:
         raise UserError(f"{path}: cannot write: {error}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot write: {error.strerror or error}") from error
+    except Exception as error:
+        # The tokenizers library raises bare ones, with Rust's words for an error of the system.
+        if type(error) is not Exception or "(os error " not in str(error):
+            raise
+        raise UserError(f"{path}: cannot write: {error}") from error
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder of its own for what goes with the block. UserError if there is no place for it."""
+    # Of itself, tempfile passes over a TMPDIR that it cannot use and fills another disk than was asked for.
+    asked = os.environ.get("TMPDIR")
+    try:
+        folder = tempfile.TemporaryDirectory(dir=asked or None, ignore_cleanup_errors=True)
+    except OSError as error:
+        where = asked or "the system's folders for temporary files"
+        hint = "set TMPDIR to a folder with space"
+        raise UserError(f"{where}: cannot write temporary files: {error.strerror or error}; {hint}") from error
+    with folder as name:
+        yield Path(name)
 
 
 def temporary_name(path: Path) -> Path:

@@ -1,37 +1,25 @@
-"""The models a run can train: a teacher with its compactors, a teacher as it is, or a new BERT; and what makes a
-BERT a teacher."""
+"""The models a run can train: a teacher with its compactors, a teacher as it is, or a new BERT."""
 
 import json
 import math
-import pickle
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, BertConfig, BertForMaskedLM
-from transformers.utils import logging as library_logging
+from transformers import BertConfig, BertForMaskedLM
 
 from pipeline.compaction.model import CompactedBert, document_mask, shape_of, take_positions
 from pipeline.config import Recipe, TargetConfig
 from pipeline.data.cooccurrence import TokenStatistics, ppmi_embeddings
 from pipeline.errors import UserError
 from pipeline.shapes import BertShape, resolve_target
+from pipeline.teacher_files import head_warmup_fault
+from pipeline.teachers import attention_kernel, fit_vocabulary, load_teacher
 
 DEFAULT_POSITIONS = 512
 BERT_BASE_HIDDEN, BERT_BASE_RANGE = 768, 0.02
 """BERT's standard deviation of initial weights is right for its width; other widths are scaled to equal outputs."""
-
-
-def attention_kernel() -> str:
-    """The attention implementation that trains fastest here, in transformers' terms.
-
-    On CPUs the backward pass of torch's fused kernel is slow: with 4 layers of 192 in bf16 at 128 tokens, plain matrix
-    products train 1.4 times as fast, and at width 768 they are between 0.88 (fp32) and 1.12 (bf16) times as fast.
-    """
-    return "sdpa" if torch.cuda.is_available() else "eager"
 
 
 class PlainBert(nn.Module):
@@ -43,8 +31,10 @@ class PlainBert(nn.Module):
         self.config = bert.config
 
     def forward(self, input_ids: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """(batch, tokens), (batch, k) -> logits (batch, k, vocab); everywhere without `positions`. Tokens attend to
-        those of their own of the `documents` (batch, tokens) only, if these are given."""
+        """(batch, tokens), (batch, k) -> logits (batch, k, vocab); everywhere without `positions`.
+
+        Tokens attend to those of their own of the `documents` (batch, tokens) only, if these are given.
+        """
         mask = document_mask(documents, self.bert.dtype)
         hidden = self.bert.bert(input_ids=input_ids, attention_mask=mask).last_hidden_state
         return self.bert.cls(hidden if positions is None else take_positions(hidden, positions))
@@ -71,34 +61,35 @@ def build_model(recipe: Recipe, vocab_size: int) -> BuiltModel:
         config = _scratch_config(recipe, vocab_size)
         model = BertForMaskedLM(config)
         _start_positions(model.bert.embeddings.position_embeddings.weight, config.initializer_range)
-        return BuiltModel(PlainBert(model), config, False, [f"training from scratch: {shape_of(config)}"])
+        return _built(recipe, PlainBert(model), head_is_new=False, notices=[])
     teacher, head_is_new, notices = load_teacher(str(recipe.teacher.path), recipe.train.dropout)
-    if teacher.config.vocab_size != vocab_size:
-        raise UserError(
-            f"teacher {recipe.teacher.path} has {teacher.config.vocab_size} tokens and the shards have {vocab_size}: "
-            "build the shards with the teacher's tokenizer"
-        )
+    notices += fit_vocabulary(teacher, str(recipe.teacher.path), vocab_size)
     if recipe.data.seq_len > teacher.config.max_position_embeddings:
         raise UserError(
             f"data.seq_len {recipe.data.seq_len} is longer than the teacher's "
             f"{teacher.config.max_position_embeddings} positions"
         )
-    notices.append(f"teacher: {shape_of(teacher.config)}")
     if recipe.method == "continue":
-        return BuiltModel(PlainBert(teacher), teacher.config, head_is_new, notices)
-    if head_is_new and recipe.compaction.start_step < recipe.teacher.head_warmup_steps:
-        raise UserError(
-            f"the teacher's new MLM head warms up for {recipe.teacher.head_warmup_steps} steps, so "
-            f"compaction.start_step must not be before that, and is {recipe.compaction.start_step}"
-        )
-    module = compact(recipe, teacher)
-    notices.append(f"{_student_word(recipe)}: {module.target}")
-    return BuiltModel(module, teacher.config, head_is_new, notices)
+        return _built(recipe, PlainBert(teacher), head_is_new, notices)
+    if head_is_new and (fault := head_warmup_fault(recipe)):
+        raise UserError(fault)
+    return _built(recipe, compact(recipe, teacher), head_is_new, notices)
 
 
-def _student_word(recipe: Recipe) -> str:
-    params = recipe.target.params
-    return "student" if params is None else f"target.params {params}: the nearest legal student has"
+def _built(recipe: Recipe, module: PlainBert | CompactedBert, head_is_new: bool, notices: list[str]) -> BuiltModel:
+    return BuiltModel(module, module.config, head_is_new, [*notices, *describe_model(recipe, module)])
+
+
+def describe_model(recipe: Recipe, module: PlainBert | CompactedBert) -> list[str]:
+    """What the user should know of every model: the sizes it has and those it is to get."""
+    if recipe.method == "scratch":
+        return [f"training from scratch: {shape_of(module.config)}"]
+    sentences = [f"teacher: {shape_of(module.config)}"]
+    if isinstance(module, CompactedBert):
+        params = recipe.target.params
+        word = "student" if params is None else f"target.params {params}: the nearest legal student has"
+        sentences.append(f"{word}: {module.target}")
+    return sentences
 
 
 @torch.no_grad()
@@ -152,67 +143,6 @@ def resolve_student(recipe: Recipe, teacher: BertShape) -> BertShape:
     )
 
 
-def load_teacher(path: str, dropout: float) -> tuple[BertForMaskedLM, bool, list[str]]:
-    """Load a BERT; returns the model, whether its MLM head is new, and notices for the user.
-
-    Raises:
-        UserError: it is missing, no BERT, or a BERT of a kind that cannot be compacted.
-    """
-    if not Path(path).is_dir() and (path.count("/") > 1 or path.startswith((".", "/", "~"))):
-        raise UserError(f"teacher {path} does not exist: set teacher.path to a BERT directory or hub name")
-    library_logging.set_verbosity_error()  # its load report would be said once per rank; what matters follows here
-    library_logging.disable_progress_bar()
-    try:
-        config = AutoConfig.from_pretrained(path)
-        _check_teacher(path, config)
-        model, info = BertForMaskedLM.from_pretrained(
-            path,
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-            attn_implementation=attention_kernel(),
-            dtype=torch.float32,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [""])[0]
-        raise UserError(f"teacher {path} cannot be loaded from disk or from the hub: {reason}") from error
-    missing = set(info["missing_keys"])
-    _check_weights(path, missing, set(info["unexpected_keys"]), [key for key, *_ in info["mismatched_keys"]])
-    for parameter in model.parameters():
-        # Loaded ones lie where the file has them, and kernels round differently on memory of other alignment.
-        parameter.data = parameter.data.clone()
-    head_is_new = any(key.startswith("cls.predictions.transform") for key in missing)
-    notices = []
-    if any("pooler" in key for key in info["unexpected_keys"]):
-        notices.append("the teacher's pooler is dropped: MLM does not train it, fine-tuning makes a new one")
-    if head_is_new:
-        notices.append("the teacher has no MLM head: a new one is initialised and warmed up with the rest frozen")
-    return model, head_is_new, notices
-
-
-def _check_teacher(path: str, config: Any) -> None:
-    if config.model_type != "bert":
-        raise UserError(f"teacher {path} is a {config.model_type} model; only model_type bert can be compacted")
-    if getattr(config, "position_embedding_type", "absolute") != "absolute":
-        raise UserError(f"teacher {path} uses {config.position_embedding_type} positions; only absolute ones work")
-    if not config.tie_word_embeddings:
-        raise UserError(f"teacher {path} has an untied MLM decoder; only tied ones can be compacted")
-    if config.is_decoder or config.add_cross_attention:
-        raise UserError(f"teacher {path} is a decoder; only BERT encoders can be compacted")
-
-
-def _check_weights(path: str, missing: set[str], unexpected: set[str], mismatched: list[str]) -> None:
-    """Refuse weights that are not those of the configuration: transformers fills such gaps with random numbers."""
-    if mismatched:
-        raise UserError(f"teacher {path}: {sorted(mismatched)[0]} has another size than its config.json says")
-    if any(key.startswith("bert.") for key in missing):
-        raise UserError(f"teacher {path} lacks the weights of {sorted(missing)[0]}: it is no complete BERT")
-    surplus = [key for key in unexpected if "encoder.layer." in key]
-    if surplus:
-        raise UserError(f"teacher {path} has weights of {sorted(surplus)[0]}, which its config.json knows nothing of")
-
-
 def _scratch_config(recipe: Recipe, vocab_size: int) -> BertConfig:
     shape = _scratch_shape(recipe.target, vocab_size, max(DEFAULT_POSITIONS, recipe.data.seq_len))
     return BertConfig(
@@ -231,10 +161,10 @@ def _scratch_config(recipe: Recipe, vocab_size: int) -> BertConfig:
 
 @torch.no_grad()
 def _start_positions(table: Tensor, scale: float) -> None:
-    """Set position embeddings (positions, hidden) to sines and cosines (Vaswani et al. 2017, section 3.5) of standard
-    deviation `scale`; they train on from there.
+    """Set position embeddings (positions, hidden) to sines and cosines of standard deviation `scale`.
 
-    With random ones, attention has to learn every pair of positions before it finds out about neighbours.
+    They train on from there. The waves are those of Vaswani et al. 2017, section 3.5. With random ones, attention has
+    to learn every pair of positions before it finds out about neighbours.
     """
     positions, hidden = table.shape
     column = torch.arange(hidden)

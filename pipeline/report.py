@@ -17,6 +17,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
+from pipeline.evaluation.results import RESULTS
 from pipeline.launch import add_launcher_arguments, only_rank_zero
 
 
@@ -42,7 +43,7 @@ def main() -> int:
     for directory in arguments.runs:
         if (directory / "metrics.jsonl").is_file():
             runs.append(RunSummary.read(directory))
-        elif (directory / "results.json").is_file():
+        elif (directory / RESULTS).is_file():
             evaluations.append(EvaluationSummary.read(directory))
         else:
             raise UserError(f"{directory} is neither a run (metrics.jsonl) nor an evaluation (results.json)")

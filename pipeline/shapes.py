@@ -1,8 +1,8 @@
-"""The sizes of a BERT: what they cost, and which students a teacher can become."""
+"""The sizes of a BERT and of its windows: what they cost, and which students a teacher can become."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.errors import UserError
 
@@ -24,6 +24,19 @@ class BertShape:
     def __post_init__(self) -> None:
         if self.hidden % self.heads:
             raise UserError(f"{self.hidden} hidden dimensions cannot be split into {self.heads} equal heads")
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "BertShape":
+        """The sizes in a Hugging Face BERT configuration, by the keys of its `config.json`."""
+        return cls(
+            layers=config["num_hidden_layers"],
+            hidden=config["hidden_size"],
+            heads=config["num_attention_heads"],
+            intermediate=config["intermediate_size"],
+            vocab_size=config["vocab_size"],
+            positions=config["max_position_embeddings"],
+            segments=config["type_vocab_size"],
+        )
 
     @property
     def head_size(self) -> int:
@@ -58,6 +71,11 @@ class BertShape:
             f"{self.layers} layers, hidden {self.hidden}, {self.heads} heads x {self.head_size}, "
             f"intermediate {self.intermediate}, {self.parameters / 1e6:.1f}M parameters"
         )
+
+
+def predicted_positions(seq_len: int, mask_fraction: float) -> int:
+    """Positions predicted in every window of `seq_len` tokens. [CLS] and [SEP] at its ends are never among them."""
+    return round(mask_fraction * (seq_len - 2))
 
 
 def check_target(teacher: BertShape, target: BertShape, strategy: Strategy) -> None:
@@ -100,7 +118,11 @@ def resolve_target(
             raise UserError("give either target.params or target.hidden with target.head_size, not both")
         candidates = list(_legal_targets(teacher, strategy, intermediate))
         if not candidates:
-            raise UserError("no legal student of this teacher has the given target.intermediate")
+            size = intermediate or "(four times hidden by default)"
+            raise UserError(
+                f"no student of this teacher has target.intermediate {size}: set it to at most the teacher's "
+                f"{teacher.intermediate}"
+            )
         return min(candidates, key=lambda shape: (abs(shape.parameters - params), shape.hidden))
     if hidden is None:
         raise UserError("the recipe names no target: set target.hidden or target.params")
@@ -112,6 +134,11 @@ def resolve_target(
             "hidden = heads x head size"
         )
     target = _resized(teacher, hidden // head_size, head_size, intermediate)
+    if intermediate is None and target.intermediate > teacher.intermediate and target.hidden <= teacher.hidden:
+        raise UserError(
+            f"target.hidden {hidden} makes the intermediate size {target.intermediate}, four times hidden by default, "
+            f"which is wider than the teacher's: set target.intermediate to at most {teacher.intermediate}"
+        )
     check_target(teacher, target, strategy)
     return target
 

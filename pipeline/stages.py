@@ -1,6 +1,7 @@
-"""Run the pipeline's commands one after another, as a user would type them, and keep what they say.
+"""The pipeline as data: what each stage runs, reads and leaves; and a runner for this machine.
 
-The demo and the benchmarks that train are written with it.
+A list of stages is a pipeline. `make demo` and the comparisons of `benchmarks/` are such lists, run one after another
+by `StageRunner`. The command line of every stage is spelled here and nowhere else.
 """
 
 import os
@@ -8,17 +9,97 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from pipeline.config import load_recipe
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One command of the pipeline.
+
+    Attributes:
+        name: for people, and for log files.
+        command: the script, from the repository's root, and its arguments.
+        inputs: what must be there before.
+        outputs: what is there afterwards, whole.
+        launcher: `deepspeed` starts the script once per rank, `python` once.
+        resources: what it works on: `cpu` cores alone, or a `gpu` where there is one.
+        always: the command finds out by itself what is left to do, so that its outputs do not tell.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    inputs: tuple[Path, ...]
+    outputs: tuple[Path, ...]
+    launcher: Literal["python", "deepspeed"] = "python"
+    resources: Literal["cpu", "gpu"] = "cpu"
+    always: bool = False
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to do."""
+        return not self.always and all(path.exists() for path in self.outputs)
+
+
+def shards_stage(name: str, specs: Iterable[str], tokenizer: Path, output: Path, workers: int) -> Stage:
+    """Text to token shards."""
+    arguments = ("--input", *specs, "--tokenizer", tokenizer, "--output", output, "--workers", workers)
+    command = _command("preprocessing/build_shards.py", *arguments)
+    return Stage(name, command, (tokenizer,), (output / "manifest.json",))
+
+
+def train_stage(name: str, recipe: str, deepspeed_config: str, run: Path, *options: object) -> Stage:
+    """A training run.
+
+    Args:
+        name: of the stage.
+        recipe: file, from the repository's root.
+        deepspeed_config: likewise.
+        run: the run directory.
+        options: recipe keys and their values, as on the command line.
+    """
+    how = ("--config", recipe, "--deepspeed_config", deepspeed_config)
+    steps = load_recipe(ROOT / recipe, [str(option) for option in options]).train.steps
+    command = _command("pipeline/train.py", *how, *options, "--output", run)
+    last = run / "checkpoints" / f"step_{steps}" / "complete.json"
+    return Stage(name, command, (ROOT / recipe, ROOT / deepspeed_config), (last,), "deepspeed", "gpu")
+
+
+def fold_stage(name: str, run: Path, student: Path, step: int | None = None) -> Stage:
+    """The student of a run, or of one step of it."""
+    at = () if step is None else ("--step", step)
+    command = _command("pipeline/fold.py", "--run", run, "--output", student, *at)
+    return Stage(name, command, (run,), (student / "fold.json",))
+
+
+def evaluate_stage(name: str, model: Path, tasks: str, data: Path, output: Path, *options: object) -> Stage:
+    """Scores of a model."""
+    where = ("--data", data, "--output", output)
+    command = _command("pipeline/evaluate.py", "--model", model, "--tasks", tasks, *where, *options)
+    return Stage(name, command, (model, data), (output / "results.json",), resources="gpu", always=True)
+
+
+def report_stage(name: str, directories: Iterable[Path], output: Path) -> Stage:
+    """Tables and plots of runs and evaluations."""
+    read = tuple(directories)
+    command = _command("pipeline/report.py", "--runs", *read, "--output", output)
+    return Stage(name, command, read, (output / "report.md", output / "report.png"), always=True)
+
+
+def _command(*parts: object) -> tuple[str, ...]:
+    return tuple(map(str, parts))
+
+
+@dataclass(frozen=True)
 class StageRunner:
-    """Starts commands from the repository's root on this machine.
+    """Runs stages on this machine, from the repository's root, and keeps what they say.
 
     Attributes:
         logs: directory for one log file per script.
@@ -30,24 +111,32 @@ class StageRunner:
     ranks: int = 2
     cpu: bool = True
 
-    def run(self, script: str, *arguments: object, launcher: bool = False) -> None:
-        """Run `script`, under the deepspeed launcher if asked, and show what it says. UserError if it fails."""
-        start = [sys.executable, script]
-        if launcher:
-            start = ["deepspeed", "--num_accelerators", str(self.ranks), "--master_port", str(_free_port()), script]
-        command = [*start, *map(str, arguments)]
+    def run(self, stages: Iterable[Stage]) -> None:
+        """Run what is not done, one after another, and show what it says.
+
+        Raises:
+            UserError: an input is missing, or a command fails.
+        """
+        for stage in stages:
+            if not stage.done:
+                self._run(stage)
+
+    def _run(self, stage: Stage) -> None:
+        if missing := [path for path in stage.inputs if not path.exists()]:
+            raise UserError(f"stage {stage.name} needs {missing[0]}, which is not there: run the stages before it")
+        log = self.logs / f"{Path(stage.command[0]).stem}.log"
+        code = self._execute(self._started(stage), self._environment(stage), log)
+        if code:
+            raise UserError(f"{stage.command[0]} ended with code {code}; everything it said is in {log}")
+
+    def _execute(self, command: list[str], environment: dict[str, str], log: Path) -> int:
+        """The exit code of a command whose lines go to the console and to `log`."""
         say(shlex.join([Path(command[0]).name, *command[1:]]))
-        log = self.logs / f"{Path(script).stem}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         with (
             open(log, "a", encoding="utf-8") as stream,
             subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env=self._environment(launcher),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             ) as process,
         ):
             for line in process.stdout or ():
@@ -55,14 +144,19 @@ class StageRunner:
                 # The launcher's own messages start with their date and stay in the log.
                 if not line.startswith("[20"):
                     print(f"  {line}", end="", flush=True)
-        if process.returncode:
-            raise UserError(f"{script} ended with code {process.returncode}; everything it said is in {log}")
+        return process.returncode
 
-    def _environment(self, launcher: bool) -> dict[str, str]:
+    def _started(self, stage: Stage) -> list[str]:
+        if stage.launcher == "python":
+            return [sys.executable, *stage.command]
+        launcher = ("deepspeed", "--num_accelerators", str(self.ranks), "--master_port", str(_free_port()))
+        return [*launcher, *stage.command]
+
+    def _environment(self, stage: Stage) -> dict[str, str]:
         environment = dict(os.environ)
         if self.cpu:
             environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-            if launcher:
+            if stage.launcher == "deepspeed":
                 environment["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // self.ranks))
         return environment
 

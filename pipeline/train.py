@@ -28,8 +28,9 @@ if __name__ == "__main__":
     listen()  # the next lines take seconds, and a signal must not kill a rank that the others wait for
 
 from pipeline.config import Recipe, load_recipe
-from pipeline.errors import EXIT_DONE, EXIT_STOPPED, run_entry_point
-from pipeline.launch import add_launcher_arguments
+from pipeline.engine.deepspeed_config import check_batch
+from pipeline.errors import EXIT_DONE, EXIT_STOPPED, Refusals, run_entry_point
+from pipeline.launch import add_launcher_arguments, adopt_launcher_environment
 
 if TYPE_CHECKING:  # these take seconds to import, and wrong arguments are to be said before
     from pipeline.data.loader import HeldOutData, TrainingData
@@ -64,8 +65,10 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 
 def main() -> int:
-    arguments, overrides = parse_arguments()
-    recipe = load_recipe(arguments.config, overrides).with_absolute_paths()
+    arguments, options = parse_arguments()
+    adopt_launcher_environment()
+    recipe = load_recipe(arguments.config, options, lambda recipe: faults_here(recipe, arguments.deepspeed_config))
+    recipe = recipe.with_absolute_paths()
 
     from pipeline.engine import distributed
     from pipeline.engine.watch import STARTUP_MINUTES
@@ -76,6 +79,18 @@ def main() -> int:
     ignore()
     distributed.stop()
     return EXIT_DONE if finished else EXIT_STOPPED
+
+
+def faults_here(recipe: Recipe, deepspeed_path: Path) -> list[str]:
+    """What is wrong with a recipe beside the other settings of this start, said before the seconds of imports."""
+    refusals = Refusals()
+    with refusals.gathering():
+        recipe.data.sources()
+    with refusals.gathering():
+        recipe.target.parameter_count()
+    with refusals.gathering():
+        check_batch(deepspeed_path, recipe.train, int(os.environ["WORLD_SIZE"]))
+    return refusals.sentences
 
 
 def train(recipe: Recipe, arguments: argparse.Namespace, world: "World") -> bool:
@@ -133,33 +148,43 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
     Every rank reads for itself, and none communicates.
     """
     from pipeline.compaction.model import CompactedBert
-    from pipeline.data.agreement import check_same_tokenizer
-    from pipeline.data.cooccurrence import count_tokens
-    from pipeline.data.manifest import TOKENIZER_NAME
     from pipeline.data.open import open_training_data
-    from pipeline.data.vocabulary import load_tokenizer
     from pipeline.engine.checkpoint import read_checkpoint
     from pipeline.engine.compaction import load_replay
     from pipeline.engine.deepspeed_config import load_deepspeed_config
-    from pipeline.engine.restore import check_same_shards, restore_model
-    from pipeline.models import PlainBert, build_model, start_from_counts
+    from pipeline.engine.restore import check_same_shards, check_same_vocabulary, restored_model
+    from pipeline.teachers import quiet_transformers
 
+    quiet_transformers()
     deepspeed_config = load_deepspeed_config(deepspeed_path, recipe.train, ranks)
     data, heldout, manifest = open_training_data(recipe.data, recipe.train.seed)
+    checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
+    if checkpoint:
+        check_same_vocabulary(data.sources[0].directory, manifest, checkpoint)
+        check_same_shards(data, heldout, checkpoint)
+        built = restored_model(recipe, checkpoint)
+    else:
+        built = new_model(recipe, data, manifest.vocab_size)
+    if recipe.compaction.replay and isinstance(built.module, CompactedBert):
+        load_replay(recipe.compaction.replay, built.module.groups, recipe.compaction.increments)
+    return Inputs(deepspeed_config, data, heldout, built, checkpoint)
+
+
+def new_model(recipe: Recipe, data: "TrainingData", vocab_size: int) -> "BuiltModel":
+    """The model that a new run starts from. Its teacher, if it has one, must have the tokenizer of the shards."""
+    from pipeline.data.agreement import check_same_tokenizer
+    from pipeline.data.cooccurrence import count_tokens
+    from pipeline.data.manifest import TOKENIZER_NAME
+    from pipeline.data.vocabulary import load_tokenizer
+    from pipeline.models import PlainBert, build_model, start_from_counts
+
     if recipe.teacher.path is not None:
         shards = recipe.data.sources()[0][0]
         check_same_tokenizer(recipe.teacher.path, shards, load_tokenizer(shards / TOKENIZER_NAME))
-    built = build_model(recipe, manifest.vocab_size)
-    if recipe.train.embedding_init == "ppmi" and not checkpoint_path and isinstance(built.module, PlainBert):
+    built = build_model(recipe, vocab_size)
+    if recipe.train.embedding_init == "ppmi" and isinstance(built.module, PlainBert):
         start_from_counts(built.module, count_tokens(data.sources[0]))
-    if recipe.compaction.replay and isinstance(built.module, CompactedBert):
-        load_replay(recipe.compaction.replay, built.module.groups, recipe.compaction.increments)
-    checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
-    if checkpoint:
-        check_same_shards(data, checkpoint)
-        restore_model(built.module, recipe, checkpoint)
-        built.head_is_new = checkpoint.recorded("head_is_new")
-    return Inputs(deepspeed_config, data, heldout, built, checkpoint)
+    return built
 
 
 if __name__ == "__main__":

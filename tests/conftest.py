@@ -23,3 +23,11 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}; set WID_SHARED_DATA")
     return path
+
+
+@pytest.fixture
+def no_fp16(monkeypatch):
+    """A machine whose processor does not multiply fp16. One with avx512_fp16 does, and DeepSpeed then takes it."""
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)

@@ -29,8 +29,11 @@ def distillation_loss(
     """The loss of a step: teacher forward without gradient, student forward, both with the whole MLM head.
 
     Args:
+        student: the model to train.
+        teacher: the model whose logits it is to have, over the same vocabulary.
         input_ids: (batch, tokens), masked.
         positions: (batch, k), the predicted positions, on which the two are compared.
+        temperature: T > 0.
     """
     with torch.no_grad():
         target = teacher(input_ids, positions)

@@ -33,6 +33,7 @@ def log_relation(vectors: Tensor, relation_heads: int) -> Tensor:
 
     Args:
         vectors: (batch, tokens, hidden).
+        relation_heads: must divide hidden.
 
     Returns:
         (batch, relation heads, tokens, tokens), fp32 or wider.
@@ -44,10 +45,13 @@ def log_relation(vectors: Tensor, relation_heads: int) -> Tensor:
 
 
 def relation_loss(student: Projections, teacher: Projections, relation_heads: int) -> Tensor:
-    """KL(teacher || student) of the relations, mean over heads and tokens, summed over queries, keys and values
-    (equations 3 and 4 with weights of 1).
+    """KL(teacher || student) of the relations, mean over heads and tokens, summed over queries, keys and values.
+
+    These are equations 3 and 4 with weights of 1.
 
     Args:
+        student: its queries, keys and values, each (batch, tokens, hidden).
+        teacher: those of the teacher, whose hidden size may be another; no gradient goes there.
         relation_heads: must divide both hidden sizes; it need not be the number of attention heads.
     """
     losses = []

@@ -125,10 +125,12 @@ def _fold_norm(source: GatedLayerNorm, target: nn.LayerNorm, kept: Tensor) -> No
 
 @torch.no_grad()
 def compare(model: CompactedBert, student: BertForMaskedLM, batches: list[Tensor]) -> FoldReport:
-    """Measure the difference in logits on token ids (batch, tokens), in float64 and in fp32, dropout off.
+    """Measure the difference in logits, in float64 and in fp32, dropout off.
 
     Args:
+        model: what was folded.
         student: as `fold` returned it, in float64.
+        batches: token ids, each (batch, tokens).
     """
     differences, largest = {}, 0.0
     tf32 = torch.backends.cuda.matmul.allow_tf32

@@ -31,8 +31,10 @@ def compose(
     kept_in: Tensor | None = None,
     kept_out: Tensor | None = None,
 ) -> Tensor:
-    """(I + column_delta) @ weight @ (I + row_delta) in the accumulation type: (out, in), or (kept out, kept in) once
-    the groups are narrowed, when I has only the kept rows on the left and the kept columns on the right.
+    """(I + column_delta) @ weight @ (I + row_delta) in the accumulation type.
+
+    That is (out, in), or (kept out, kept in) once the groups are narrowed, when I has only the kept rows on the left
+    and the kept columns on the right.
 
     Written as weight + changes: in bf16 every product is rounded relative to the change, not to the weight, and
     the sum is left to the caller to round once. Of the two orders the one with fewer multiply-accumulates is taken;
@@ -42,7 +44,8 @@ def compose(
         weight: (out, in).
         row_delta: (in, kept in), of the row compactor L on the input side.
         column_delta: (kept out, out), of the column compactor R on the output side.
-        kept_in, kept_out: indices of what is left, None for everything.
+        kept_in: indices of what is left on the input side, None for everything.
+        kept_out: the same on the output side.
     """
     wide = accumulation_dtype(weight.dtype)
     if composes_rows_first(weight.shape, (len(column_delta), row_delta.shape[1])):
@@ -95,8 +98,10 @@ class CompactedLinear(nn.Module):
         self.in_gate, self.out_gate, self.gated = in_gate, out_gate, gated
 
     def composed(self) -> tuple[Tensor, Tensor]:
-        """The weight (out, in) and bias (out,) that the activations meet, gates applied, rounded once; of the kept
-        dimensions alone once the groups are narrowed."""
+        """The weight (out, in) and bias (out,) that the activations meet, gates applied, rounded once.
+
+        Once the groups are narrowed, they are of the kept dimensions alone.
+        """
         column_delta = learning(self.column_delta, self.out_gate, dim=0)
         row_delta = learning(self.row_delta, self.in_gate, dim=1)
         weight = compose(self.weight, row_delta, column_delta, self.in_gate.index, self.out_gate.index)
@@ -159,8 +164,10 @@ class CompactedEmbeddings(nn.Module):
         self.gate = gate
 
     def composed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The word (vocab, hidden), position and segment tables times R_e^T, rounded once; of the kept dimensions
-        alone once the group is narrowed."""
+        """The word (vocab, hidden), position and segment tables times R_e^T, rounded once.
+
+        Once the group is narrowed, they are of the kept dimensions alone.
+        """
         delta = learning(self.column_delta, self.gate, dim=0).T
         tables = (self.word, self.position, self.segment)
         word, position, segment = (self._shift(t, delta) for t in tables)

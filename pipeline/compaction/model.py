@@ -14,15 +14,7 @@ from pipeline.shapes import BertShape, Strategy
 
 def shape_of(config: BertConfig) -> BertShape:
     """The sizes in a Hugging Face BERT configuration."""
-    return BertShape(
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        intermediate=config.intermediate_size,
-        vocab_size=config.vocab_size,
-        positions=config.max_position_embeddings,
-        segments=config.type_vocab_size,
-    )
+    return BertShape.from_config(config.to_dict())
 
 
 def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:
@@ -98,8 +90,10 @@ class CompactedBert(nn.Module):
     def encode(
         self, input_ids: Tensor, segment_ids: Tensor | None = None, documents: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Token ids (batch, tokens) -> the hidden states after the embeddings and after each layer, each
-        (batch, tokens, hidden), and the composed word table (vocab, hidden)."""
+        """Token ids (batch, tokens) -> all hidden states and the composed word table (vocab, hidden).
+
+        The hidden states are those after the embeddings and after each layer, each (batch, tokens, hidden).
+        """
         hidden, word_table = self.embeddings(input_ids, segment_ids)
         mask = document_mask(documents, hidden.dtype)
         states = [hidden]
@@ -119,6 +113,7 @@ class CompactedBert(nn.Module):
         Args:
             input_ids: (batch, tokens), no padding.
             positions: (batch, k), where logits are wanted; None for everywhere.
+            segment_ids: (batch, tokens); None for the first segment everywhere.
             documents: (batch, tokens), the document of each token, which attends to no other; None for all to all.
 
         Returns:

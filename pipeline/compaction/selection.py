@@ -86,8 +86,11 @@ def choose(group: Group, scores: Tensor, retired: Tensor, increment: int, increm
     equal scores the lowest index.
 
     Args:
+        group: whose dimensions they are.
         scores: (size,) float64; a unit's score is the sum over its dimensions.
         retired: (size,) bool, what earlier increments took.
+        increment: k, from 1.
+        increments: n.
     """
     quota = increment * group.units_to_retire // increments
     shape = (group.blocks, -1, group.unit)

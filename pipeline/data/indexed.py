@@ -32,8 +32,8 @@ MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
 DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
-# Megatron's own limit: some ids below 65,536 stay free for tokens that are added later.
 UINT16_VOCAB_LIMIT = 65_500
+"""Megatron's own limit: some ids below 65,536 stay free for tokens that are added later."""
 
 
 def dtype_code(vocab_size: int) -> int:

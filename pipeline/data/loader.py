@@ -51,7 +51,14 @@ class TrainingData:
         self._block_sources = np.repeat(np.arange(len(sources)), self._counts)
 
     def locate(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Sample numbers (n,) -> source index, epoch and window id, each (n,)."""
+        """Sample numbers (n,) -> source index, epoch and window id, each (n,).
+
+        Sources take turns by blocks of `_MIX_BLOCK` samples. A block holds `_counts[s]` samples of source s, shuffled,
+        so how many samples of s came before a sample is known without drawing the blocks before it: the counts of
+        whole blocks, and its rank among those of s in its own. That number, divided by the windows of s, is its epoch;
+        the rest is its place in the permutation of the windows in that epoch. The loops run over blocks, and over
+        sources and epochs, of which a batch touches few; within each, numpy works on all samples at once.
+        """
         block, place = samples // _MIX_BLOCK, samples % _MIX_BLOCK
         source, index = np.empty_like(samples), np.empty_like(samples)
         for b in np.unique(block):
@@ -129,8 +136,10 @@ class HeldOutData:
 
 
 def collate(batch: MaskedBatch, documents: bool) -> dict[str, Tensor]:
-    """`input_ids`, `positions`, `labels` and, if asked for, `documents` as tensors, in memory that a GPU can fetch
-    while the host goes on."""
+    """`input_ids`, `positions`, `labels` and, if asked for, `documents` as tensors.
+
+    They lie in memory that a GPU can fetch while the host goes on.
+    """
     arrays = {"input_ids": batch.input_ids, "positions": batch.positions, "labels": batch.labels}
     arrays |= {"documents": batch.documents} if documents else {}
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -22,7 +22,6 @@ from pipeline.files import write_atomically
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 TOKENIZER_NAME = "tokenizer"
-# Files that decide which ids a text gets. Anything else in a tokenizer directory may change freely.
 _TOKENIZER_FILES = (
     "added_tokens.json",
     "merges.txt",
@@ -32,6 +31,7 @@ _TOKENIZER_FILES = (
     "vocab.json",
     "vocab.txt",
 )
+"""Files that decide which ids a text gets. Anything else in a tokenizer directory may change freely."""
 
 
 @dataclass(frozen=True)

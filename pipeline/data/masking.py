@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.data.order import hash_bits
+from pipeline.shapes import predicted_positions
 
 _CHOICE, _ACTION, _TOKEN = range(3)
 _NOT_A_TOKEN = np.uint64(1) << np.uint64(63)
@@ -64,9 +65,17 @@ def mask_windows(
         tokens: (batch, tokens) int64, [CLS] ... [SEP].
         windows: (batch,) window ids.
         epochs: (batch,) epoch of each window.
+        vocabulary: what [MASK] and the separators are, and which tokens go on with a word.
+        seed: of the run.
+        fraction: share of the tokens of text that is predicted.
+        whole_word: predict all pieces of a word together.
     """
+    # All arrays are (batch, tokens - 2), in places of the text, until `chosen`, which is (batch, count). Every place
+    # draws a number from its key, and the `count` lowest are predicted. So the count is the same in every window,
+    # which keeps shapes fixed, and no draw depends on another. Under whole_word all pieces of a word share the number
+    # of its first place, and the stable sort keeps them side by side. The highest bit marks separators: they come last.
     content = tokens[:, 1:-1]
-    count = round(fraction * content.shape[1])
+    count = predicted_positions(tokens.shape[1], fraction)
     place = np.arange(content.shape[1])
     key = (seed, epochs[:, None], windows[:, None])
     unit = place[None, :].repeat(len(content), axis=0)

@@ -92,6 +92,7 @@ def load_source(source: str | Path, files: dict[str, Path], cased: bool | None =
     """The tokenizer of a directory or hub repository that others made.
 
     Args:
+        source: directory or hub name.
         files: what `find_files` found of it.
         cased: for one that does not say itself how it treats upper case.
 

@@ -67,6 +67,7 @@ class Board:
 
         Args:
             choices: one per group, with step (from 0), group and scores (one per dimension, or none in a replay).
+            schedule: as it stands after this increment.
         """
         config, now = schedule.config, choices[0]["step"]
         self.gates(now + 1, schedule.gates)

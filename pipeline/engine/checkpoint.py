@@ -4,7 +4,7 @@ checkpoints/step_N/parameters.safetensors   fp32 parameters by name
                    exp_avg.safetensors      Adam's first moments
                    exp_avg_sq.safetensors   Adam's second moments
                    compaction.safetensors   what was retired when, and the running scores
-                   trainer.json             step, optimizer steps, loss scale, what the judge remembers
+                   trainer.json             format, step, optimizer steps, loss scale, what the judge remembers
                    config.json              the BERT configuration of the model that is trained
                    complete.json            size and SHA-256 of every file above; written last
 checkpoints/latest                          name of the newest, replaced atomically
@@ -26,6 +26,9 @@ from pipeline.files import sha256_of, sync_directory, write_atomically, writing
 
 MARKER = "complete.json"
 TENSOR_FILES = ("parameters", "exp_avg", "exp_avg_sq", "compaction")
+FORMAT = 1
+"""How these files and the recipe beside them are to be read; stands in trainer.json. To be raised with every change
+after which this program would misread what was written before."""
 
 
 @dataclass
@@ -40,24 +43,13 @@ class Checkpoint:
     def step(self) -> int:
         return int(self.trainer["step"])
 
-    def recorded(self, key: str) -> Any:
-        """The value of `key` in trainer.json.
-
-        Raises:
-            DataError: it is not there.
-        """
-        if key not in self.trainer:
-            raise DataError(
-                f"the checkpoint of step {self.step} was written by an earlier version of this program (its "
-                f"trainer.json has no {key}): go on with that version, or begin anew in another directory"
-            )
-        return self.trainer[key]
-
 
 def save_checkpoint(directory: Path, checkpoint: Checkpoint, keep: int, keep_every: int = 0) -> Path:
     """Write `directory`/step_N under a temporary name, rename it, point `latest` to it, drop older ones.
 
     Args:
+        directory: the run's `checkpoints`.
+        checkpoint: what to write.
         keep: whole checkpoints that stay, the new one included.
         keep_every: besides, those stay whose step is a multiple of this; 0 for none.
 
@@ -95,7 +87,8 @@ def _write_files(directory: Path, checkpoint: Checkpoint) -> dict[str, dict[str,
             path = directory / f"{name}.safetensors"
             save_file(checkpoint.tensors[name], path)
             signatures[path.name] = pool.submit(_synced_signature, path)
-        for name, content in (("trainer.json", checkpoint.trainer), ("config.json", checkpoint.bert_config)):
+        trainer = {"format": FORMAT, **checkpoint.trainer}
+        for name, content in (("trainer.json", trainer), ("config.json", checkpoint.bert_config)):
             path = directory / name
             path.write_text(json.dumps(content, indent=1) + "\n")
             signatures[name] = pool.submit(_synced_signature, path)
@@ -131,6 +124,7 @@ def why_incomplete(path: Path, hashes: bool = True) -> str | None:
     This is the only place that says what a complete checkpoint is.
 
     Args:
+        path: the checkpoint's directory.
         hashes: read every file; without, sizes alone are compared. Reading gigabytes again at every save takes about
             half as long as writing them.
     """
@@ -175,6 +169,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
     Raises:
         DataError: it is not complete.
+        UserError: it is of another format.
     """
     fault = why_incomplete(path)
     if fault:
@@ -183,26 +178,61 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint that `newest_complete` has just found: one rank hashes it, all read it."""
+    """Read a checkpoint that `newest_complete` has just found: one rank hashes it, all read it.
+
+    Raises:
+        UserError: it is of another format.
+    """
     return Checkpoint(
         tensors={name: load_file(path / f"{name}.safetensors") for name in TENSOR_FILES},
-        trainer=json.loads((path / "trainer.json").read_text()),
+        trainer=_read_trainer(path),
         bert_config=json.loads((path / "config.json").read_text()),
     )
+
+
+def check_format(directory: Path) -> None:
+    """Refuse checkpoints of another format before anything else of them is judged: what they lack may be in order.
+
+    Raises:
+        UserError: the newest one whose trainer.json is what was written is of another format.
+    """
+    for path in reversed(all_checkpoints(directory)):
+        try:
+            signature = json.loads((path / MARKER).read_bytes())["trainer.json"]
+            sound = _signature(path / "trainer.json") == signature
+        except (OSError, ValueError, KeyError, TypeError):
+            sound = False
+        if sound:
+            _read_trainer(path)
+            return
+
+
+def _read_trainer(path: Path) -> dict[str, Any]:
+    """The plain values of a checkpoint but for their format, which must be this program's."""
+    trainer: dict[str, Any] = json.loads((path / "trainer.json").read_text())
+    found = trainer.pop("format", None)
+    if found != FORMAT:
+        raise UserError(
+            f"{path} is of format {found} and this program reads format {FORMAT} (trainer.json says which): use the "
+            "version that wrote it, or begin anew in another directory"
+        )
+    return trainer
 
 
 def require_checkpoint(run_directory: Path, step: int | None = None) -> tuple[Path, list[str]]:
     """The newest complete checkpoint of a run that must have one, and a sentence for each broken newer one.
 
     Args:
+        run_directory: what pipeline/train.py wrote.
         step: this one instead of the newest.
 
     Raises:
-        UserError: the directory is no run, or has no usable checkpoint.
+        UserError: the directory is no run, or has no usable checkpoint of this format.
     """
     if not (run_directory / "config.yaml").is_file():
         raise UserError(f"{run_directory} is no run directory of pipeline/train.py (it has no config.yaml)")
     checkpoints = run_directory / "checkpoints"
+    check_format(checkpoints)
     if step is not None:
         steps = {step_of(path): path for path in all_checkpoints(checkpoints)}
         if step not in steps:

@@ -79,6 +79,7 @@ class CompactionState:
         """Go on with `successor`, a model just built for the recipe, narrowed to what the gates have left open.
 
         Args:
+            successor: takes the place of the present model.
             state: what `gather_state` returned for the present model.
 
         Returns:

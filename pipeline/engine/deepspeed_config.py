@@ -38,9 +38,6 @@ _OFFLOADED = {
     "pin_memory": _SWITCH,
 }
 
-# What a DeepSpeed JSON may say here: keys that leave the portable state (state.py) right and need no kernel that must
-# be compiled first, and some that change nothing but stand in most examples of such files. DeepSpeed itself ignores
-# top-level keys it does not know, and drops "auto" and takes "no" for false where `precision` would read "enabled".
 _KEYS: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": _whole(1),
     "gradient_accumulation_steps": _whole(1),
@@ -83,6 +80,10 @@ _KEYS: dict[str, Any] = {
     "wall_clock_breakdown": _SWITCH,
     "flops_profiler": {"enabled": _SWITCH, "profile_step": _whole(1), "detailed": _SWITCH},
 }
+"""What a DeepSpeed JSON may say here: keys that leave the portable state (state.py) right and need no kernel that must
+be compiled first, and some that change nothing but stand in most examples of such files. DeepSpeed itself ignores
+top-level keys it does not know, and drops "auto" and takes "no" for false where `precision` would read "enabled".
+"""
 
 
 def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[str, Any]:
@@ -109,6 +110,11 @@ def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[st
     # DeepSpeed's throughput timer waits for the device in every forward pass and step; the trainer has its own.
     config["timers"] = {"throughput": {"enabled": False}}
     return config
+
+
+def check_batch(path: Path, train: TrainConfig, ranks: int) -> None:
+    """Refuse batch sizes that do not go together; the part of `load_deepspeed_config` that needs no DeepSpeed."""
+    _complete_batch(path, _read(path), train, ranks)
 
 
 def precision(config: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """Processes: who we are, on which device, and the few collectives the trainer needs."""
 
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,14 +10,7 @@ import torch
 import torch.distributed as dist
 
 from pipeline.errors import UserError
-
-# What other launchers call the rank, the number of ranks and the rank on this node. SLURM sets most of these in the
-# batch script too, which is one process: only inside a step of srun do they count.
-_LAUNCHERS = (
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
-)
+from pipeline.launch import adopt_launcher_environment
 
 
 @dataclass(frozen=True)
@@ -86,39 +78,6 @@ class World:
 
     def barrier(self) -> None:
         dist.barrier()
-
-
-def adopt_launcher_environment() -> None:
-    """Set RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* from whatever started this process; alone: one rank.
-
-    Raises:
-        UserError: ranks run on several nodes, and none was told where rank 0 is.
-    """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    launcher = next((own for own in _LAUNCHERS if all(name in os.environ for name in own)), None)
-    if "RANK" not in os.environ and launcher:
-        os.environ.update({name: os.environ[own] for name, own in zip(names, launcher, strict=True)})
-    if "MASTER_ADDR" not in os.environ and os.environ.get("WORLD_SIZE", "1") != "1" and _spans_nodes():
-        raise UserError(
-            "the ranks run on several nodes and MASTER_ADDR is not set: set it to the name of the first node, on all "
-            "(mpirun -x MASTER_ADDR=NODE; slurm/train.sbatch does it by itself)"
-        )
-    for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
-        os.environ.setdefault(name, alone)
-    if os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
-    os.environ.setdefault("MASTER_PORT", "29500")
-
-
-def _spans_nodes() -> bool:
-    """Whether Open MPI, MPICH or SLURM has started ranks on other nodes too."""
-    own = os.environ
-    ranks = (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"), ("PMI_SIZE", "MPI_LOCALNRANKS"))
-    return own.get("SLURM_STEP_NUM_NODES", "1") != "1" or any(
-        here in own and own.get(everywhere) != own[here] for everywhere, here in ranks
-    )
 
 
 def start(timeout_minutes: float = 30) -> World:

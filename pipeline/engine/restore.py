@@ -1,4 +1,9 @@
-"""From a checkpoint to the model as it was: gates, width and parameters. Used to go on training and to fold."""
+"""From a checkpoint to the model as it was: gates, width and parameters. Used to go on training and to fold.
+
+A checkpoint holds the whole model, so nothing here reads the teacher.
+"""
+
+from pathlib import Path
 
 from torch import Tensor
 
@@ -6,42 +11,63 @@ from pipeline.compaction.fold import kept_indices
 from pipeline.compaction.model import CompactedBert
 from pipeline.compaction.schedule import Schedule
 from pipeline.config import Recipe
-from pipeline.data.loader import TrainingData
+from pipeline.data.loader import HeldOutData, TrainingData
+from pipeline.data.manifest import Manifest
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.errors import UserError
-from pipeline.models import PlainBert, load_parameters
+from pipeline.models import BuiltModel, describe_model, load_parameters, rebuild_model
+from pipeline.teachers import first_not_finite
 
 SELECTED = "selected_at."
 """Prefix in a checkpoint's `compaction` tensors of when each dimension of a group was selected."""
 
 
-def restore_model(module: PlainBert | CompactedBert, recipe: Recipe, checkpoint: Checkpoint) -> None:
-    """Bring a model that was just built for the recipe to where it was after the checkpoint's last step.
+def restored_model(recipe: Recipe, checkpoint: Checkpoint) -> BuiltModel:
+    """The model as it was after the checkpoint's last step.
 
     Raises:
-        UserError: it is the checkpoint of another model.
-        DataError: it was written by an earlier version.
+        UserError: it is the checkpoint of another model, or its parameters are not finite.
     """
+    if name := first_not_finite(checkpoint.tensors["parameters"]):
+        raise UserError(
+            f"the checkpoint of step {checkpoint.step} holds NaN or infinity in {name}: take an earlier one (fold with "
+            "--step; training goes on from it once this one is deleted)"
+        )
+    module = rebuild_model(recipe, checkpoint.bert_config)
     if isinstance(module, CompactedBert):
         schedule = Schedule(recipe.compaction, module.gates, recipe.train.compactor_lr)
         schedule.load_state_dict(without_prefix(checkpoint.tensors["compaction"], SELECTED))
         schedule.set_gates(checkpoint.step)
-        if checkpoint.recorded("narrowed"):
+        if checkpoint.trainer["narrowed"]:
             module.narrow(kept_indices(module))
     load_parameters(module, checkpoint.tensors["parameters"])
+    return BuiltModel(module, module.config, checkpoint.trainer["head_is_new"], describe_model(recipe, module))
 
 
-def check_same_shards(data: TrainingData, checkpoint: Checkpoint) -> None:
+def check_same_vocabulary(directory: Path, manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Refuse shards whose vocabulary has another size than the checkpoint's model."""
+    size = checkpoint.bert_config["vocab_size"]
+    if manifest.vocab_size != size:
+        raise UserError(
+            f"{directory} has a vocabulary of {manifest.vocab_size} and the run one of {size}: these are not the "
+            "shards it was trained on"
+        )
+
+
+def check_same_shards(data: TrainingData, heldout: HeldOutData, checkpoint: Checkpoint) -> None:
     """Refuse shards that were built anew since: the run would go on at its place in another order of other text.
 
+    Where they lie does not matter.
+
     Raises:
-        UserError: the shards under this path are not those that the checkpoint was trained on.
+        UserError: the shards are not those that the checkpoint was trained and measured on.
     """
-    recorded = checkpoint.trainer.get("shards")  # some versions before did without
-    for number, source in enumerate(data.sources):
-        if recorded is not None and recorded[number] != source.tokens_hash:
+    sources = [*data.sources, heldout.source]
+    hashes = [*checkpoint.trainer["shards"], checkpoint.trainer["heldout"]]
+    for source, recorded, what in zip(sources, hashes, ["trained"] * len(data.sources) + ["measured"], strict=True):
+        if source.tokens_hash != recorded:
             raise UserError(
-                f"{source.directory} holds other tokens than those that this run was trained on up to step "
+                f"{source.directory} holds other tokens than those that this run was {what} on up to step "
                 f"{checkpoint.step}: put the old shards back, or begin anew in another --output"
             )
 

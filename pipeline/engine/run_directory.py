@@ -17,12 +17,11 @@ from typing import IO, Any
 
 import yaml
 
-from pipeline.config import Recipe
-from pipeline.engine.checkpoint import newest_complete
+from pipeline.config import DataConfig, Recipe
+from pipeline.engine.checkpoint import all_checkpoints, check_format, newest_complete
 from pipeline.environment import commit, machine, versions
 from pipeline.errors import DataError, UserError
 from pipeline.files import write_atomically, writing
-from pipeline.parsing import build
 
 LOCK = "lock"
 _MAY_CHANGE = ("train.steps", "train.hang_minutes")
@@ -87,10 +86,13 @@ def resume_point(directory: Path, recipe: Recipe, lock: DirectoryLock | None = N
     """The checkpoint to go on from (None for a new run) and sentences about broken newer ones. Changes nothing.
 
     Args:
+        directory: the run directory, which need not exist.
+        recipe: what is asked for now; a run of another recipe is refused.
         lock: taken, if there is a run, before its checkpoints are looked at: whoever held it may have written more.
 
     Raises:
-        UserError: the directory belongs to something else, to a run of another recipe, or another process holds it.
+        UserError: the directory belongs to something else, to a run of another recipe or format, or another process
+            holds it.
         DataError: it has checkpoints, and all are broken. To begin anew would drop the run's records.
     """
     if directory.exists() and not directory.is_dir():
@@ -100,8 +102,10 @@ def resume_point(directory: Path, recipe: Recipe, lock: DirectoryLock | None = N
         if lock:
             lock.take(create=False)
         return None, []
-    recorded = _completed(_recorded_recipe(directory))
-    difference = _difference(recorded, recipe.to_dict())
+    recorded = _recorded_recipe(directory)
+    check_format(directory / "checkpoints")
+    trained = bool(all_checkpoints(directory / "checkpoints"))
+    difference = _difference(recorded, recipe.to_dict(), trained)
     if difference:
         raise UserError(f"{directory} holds another run: {difference}; choose another --output")
     if recipe.train.steps < recorded["train"]["steps"]:
@@ -127,25 +131,46 @@ def _recorded_recipe(directory: Path) -> dict[str, Any]:
     return recorded
 
 
-def _completed(recorded: dict[str, Any]) -> dict[str, Any]:
-    """A recipe that an earlier version recorded, with the defaults of the keys that are new since."""
-    try:
-        return build(Recipe, recorded, "").to_dict()
-    except UserError:
-        return recorded
+def _difference(recorded: Any, wanted: dict[str, Any], trained: bool, prefix: str = "") -> str | None:
+    """The first key in which two recipes differ, those aside that may.
 
-
-def _difference(recorded: Any, wanted: dict[str, Any], prefix: str = "") -> str | None:
-    """The first key in which two recipes differ, those aside that may."""
+    Args:
+        recorded: what config.yaml holds, or a section of it.
+        wanted: the recipe that was asked for, or the same section of it.
+        trained: there are checkpoints, which know by a hash what the shards of the run hold.
+        prefix: name of the section, with a dot.
+    """
     for key in sorted(set(recorded) | set(wanted)):
-        old, new = recorded.get(key), wanted.get(key)
+        old, new, name = recorded.get(key), wanted.get(key), prefix + key
         if isinstance(old, dict) and isinstance(new, dict):
-            found = _difference(old, new, f"{prefix}{key}.")
+            found = _difference(old, new, trained, f"{name}.")
             if found:
                 return found
-        elif old != new and prefix + key not in _MAY_CHANGE:
-            return f"its {prefix}{key} is {old!r}, not {new!r}"
+        elif old != new and not _may_differ(name, old, new, trained):
+            return f"its {name} is {old!r}, not {new!r}"
     return None
+
+
+def _may_differ(name: str, old: Any, new: Any, trained: bool) -> bool:
+    """Whether a resumed run may have another value of a key than it had.
+
+    Shards may have moved; what they hold is compared when they are opened. And a relative teacher.path stays relative
+    where the teacher is there no longer, which a run that has its weights does not need.
+    """
+    if name in _MAY_CHANGE:
+        return old is not None
+    if name == "data.shards":
+        return trained and _weights(old) == _weights(new)
+    if isinstance(old, str) and isinstance(new, str):
+        return (name == "data.heldout" and trained) or (name == "teacher.path" and old == os.path.abspath(new))
+    return False
+
+
+def _weights(shards: Any) -> list[float] | None:
+    try:
+        return [weight for _, weight in DataConfig(shards=shards).sources()]
+    except UserError:
+        return None
 
 
 def record_start(
@@ -155,9 +180,13 @@ def record_start(
     command: list[str],
     lock: DirectoryLock | None = None,
 ) -> None:
-    """Write what a run is, before its first step.
+    """Write what a run is and where its shards are now, before its first step.
 
     Args:
+        directory: the run directory.
+        recipe: as it is trained, with every override.
+        deepspeed_config: as DeepSpeed gets it.
+        command: the words of the command line.
         lock: taken before anything is written.
 
     Raises:
@@ -170,7 +199,10 @@ def record_start(
         if (directory / "config.yaml").exists():
             raise UserError(f"another run has just begun in {directory}: wait for its end, or choose another --output")
     # First of all: it is what makes this a run directory, also if the next line is never reached.
-    write_atomically(directory / "config.yaml", yaml.safe_dump(recipe.to_dict(), sort_keys=False).encode())
+    values = recipe.to_dict()
+    if (directory / "config.yaml").exists():  # its path is absolute, the recipe's only while the teacher is there
+        values["teacher"]["path"] = _recorded_recipe(directory)["teacher"]["path"]
+    write_atomically(directory / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
     write_atomically(directory / "ds_config.json", (json.dumps(deepspeed_config, indent=1) + "\n").encode())
     write_atomically(directory / "environment.txt", _environment(command).encode())
     with writing(directory):

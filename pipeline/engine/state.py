@@ -57,6 +57,7 @@ def gather_state(engine: Any, keep: bool) -> dict[str, Tensors]:
     """Collect `parameters`, `exp_avg` and `exp_avg_sq`, each name -> fp32 CPU tensor. All ranks must call.
 
     Args:
+        engine: DeepSpeed's.
         keep: whether this rank wants the result (rank 0); the others take part and get empty dictionaries.
     """
     state: dict[str, Tensors] = {"parameters": {}, **{moment: {} for moment in MOMENTS}}
@@ -82,6 +83,9 @@ def restore_state(engine: Any, state: dict[str, Tensors], steps: int, world: Wor
     here follow the fp32 masters and the moments.
 
     Args:
+        engine: DeepSpeed's, just made.
+        state: what `gather_state` returned, on every rank.
+        world: this rank and the others.
         steps: what `optimizer_steps` returned.
     """
     masters = _stage_0_masters(engine)
@@ -180,8 +184,11 @@ def _parameters_in_group_order(engine: Any) -> Iterator[list[nn.Parameter]]:
 
 
 def _set_partitions(parameter: nn.Parameter, values: Tensors, world: World) -> None:
-    """Write this rank's part at ZeRO-3. DeepSpeed's own setter of whole tensors fails where the ranks do not divide
-    the size (0.19.8): the last part is padded."""
+    """Write this rank's part at ZeRO-3.
+
+    DeepSpeed's own setter of whole tensors fails where the ranks do not divide the size (0.19.8): the last part is
+    padded.
+    """
     size = safe_get_local_fp32_param(parameter).numel()
     for kind, value in values.items():
         padded = F.pad(value.flatten(), (0, size * world.size - value.numel()))

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import FrameType
 
 STOP_FILE = "stop"
+"""Its name in the run directory; whoever may write there can ask for a stop."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""What batch systems send before a time limit or a pre-emption."""
 
 _requested = False
 

@@ -94,7 +94,7 @@ class Trainer:
     ) -> None:
         self.deepspeed_config, self.recipe, self.built = deepspeed_config, recipe, built
         self.data, self.world, self.watch = data, world, watch
-        self.directory, self.log = directory, log
+        self.directory, self.log, self._heldout_hash = directory, log, heldout.source.tokens_hash
         self.step = 0
         self.saved: int | None = None
         self.judge = Judge()
@@ -106,9 +106,8 @@ class Trainer:
         if isinstance(built.module, CompactedBert):
             self.compaction = CompactionState(recipe, built.module, world)
         self.engine = self._start_engine(built.module)
-        predicted = round(recipe.data.mask_fraction * (recipe.data.seq_len - 2))
         self.telemetry = Telemetry(
-            world, precision(deepspeed_config), recipe.data.seq_len, predicted, recipe.train.global_batch
+            world, precision(deepspeed_config), recipe.data.seq_len, recipe.data.predicted, recipe.train.global_batch
         )
         self._collate = partial(collate, documents=recipe.data.separate_documents)
         # Read once and kept, so that a fault in them shows before the first step.
@@ -117,12 +116,11 @@ class Trainer:
         self.stop = StopRequest(directory, world.is_main)
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue after the checkpoint's step. The module must be as `restore_model` makes it."""
+        """Continue after the checkpoint's step. The module must be as `restored_model` makes it."""
         state = {name: checkpoint.tensors[name] for name in ("parameters", "exp_avg", "exp_avg_sq")}
-        self._restore_engine(state, int(checkpoint.recorded("optimizer_steps")), checkpoint.trainer.get("loss_scale"))
+        self._restore_engine(state, checkpoint.trainer["optimizer_steps"], checkpoint.trainer["loss_scale"])
         self.step = self.saved = checkpoint.step
-        if "judge" in checkpoint.trainer:  # some versions before did without
-            self.judge.load_state_dict(checkpoint.trainer["judge"])
+        self.judge.load_state_dict(checkpoint.trainer["judge"])
         if self.compaction:
             self.compaction.load_state_dict(checkpoint.tensors["compaction"])
 
@@ -219,8 +217,8 @@ class Trainer:
         return StepResult(loss, accuracy, applied, scale, can_lower, stop=stops > 0)
 
     def _agree(self, sums: Tensor) -> list[float]:
-        """Mean loss and accuracy over the global batch; ranks whose gradient overflows, that cannot go on, and that
-        were asked to stop. This is the one collective of a step that is not DeepSpeed's or the scores'."""
+        """Mean loss and accuracy; ranks whose gradient overflows, that cannot go on, that were asked to stop."""
+        # This is the one collective of a step that is not DeepSpeed's or the scores'.
         norm = self._gradient_norm
         overflow = sums.new_zeros(1) if norm is None else (~norm.isfinite()).to(sums.dtype).reshape(1)
         own = torch.tensor([self._fault is not None, self.stop.received()], dtype=sums.dtype).to(sums.device)
@@ -232,12 +230,11 @@ class Trainer:
         return bool(self.world.sum(torch.tensor([float(self.stop.received())], device=self.world.device)).item())
 
     def _read(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The next micro-batch; an empty one if this rank cannot read it, so that it keeps step with the others until
-        all raise the fault together."""
+        """The next micro-batch; an empty one keeps step with the other ranks until all raise this rank's fault."""
         if self._fault is None:
             with self._until_agreed():
                 return next(batches)
-        tokens, predicted = self.recipe.data.seq_len, self.telemetry.predicted
+        tokens, predicted = self.recipe.data.seq_len, self.recipe.data.predicted
         shapes = ((tokens,), (predicted,), (predicted,), (tokens,), ())
         empty = MaskedBatch(*(np.zeros((self.micro_batch, *shape), dtype=np.int64) for shape in shapes))
         return self._collate(empty)
@@ -385,6 +382,7 @@ class Trainer:
             "head_is_new": self.built.head_is_new,
             "narrowed": bool(self.compaction and self.compaction.model.narrowed),
             "shards": [source.tokens_hash for source in self.data.sources],
+            "heldout": self._heldout_hash,
             "consumed": self.data.consumed(self.step * self.recipe.train.global_batch),
             "judge": self.judge.state_dict(),
             "loss_scale": LossScaler(self.engine).state_dict(),

@@ -3,7 +3,7 @@
 1. The trainer calls `beat` wherever it has got on. A thread of each rank looks once a second how long ago that was.
 2. Ranks wait for each other in every step, so one that hangs stops the beats of all. Each that has waited for
    `train.hang_minutes` writes the stacks of its threads to stderr and to RUN/stacks/rank_N.txt, and ends with
-   `EXIT_HUNG`.
+   exit code 70.
 3. Before that it asks the other ranks of its machine for their stacks by signal, which works in a rank that waits
    inside a library. One that was stopped (SIGSTOP) is continued for it, and then killed: its own thread slept too.
 4. Ranks whose launcher is gone stop as if they had been asked to.
@@ -26,15 +26,15 @@ from typing import TextIO
 
 from pipeline.engine.distributed import World
 from pipeline.engine.stopping import launcher, request
-from pipeline.errors import UserError
+from pipeline.errors import EXIT_HUNG, UserError
 from pipeline.files import writing
 
-EXIT_HUNG = 70
-"""Exit code of a rank that ended because the job got no further."""
 STARTUP_MINUTES = 10.0
 """What the first step may take at least: libraries load, compile and connect then."""
 STACKS = "stacks"
+"""Folder in the run directory, there while ranks run or when one hung or was lost."""
 _DUMP = signal.SIGUSR2
+"""Asks a rank for the stacks of its threads."""
 _TICK_SECONDS = 1.0
 _GRACE_SECONDS = 3.0
 """Between asking the other ranks for their stacks and ending, which makes launchers end them too."""

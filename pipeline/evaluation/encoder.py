@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, first_line
+from pipeline.files import sha256_of
 
 MODEL_FILES = (".json", ".txt", ".model", ".safetensors", ".bin")
+"""Endings of the files that make a model what it is."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "tokenizer.model")
 POOLER = "pooler."
 
@@ -43,63 +45,92 @@ def silence_libraries() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
+def device() -> str:
+    """Where the evaluation computes."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def fingerprint(directory: Path) -> str:
     """SHA-256 over names and contents of the files that make the model: configuration, weights, tokenizer."""
     digest = hashlib.sha256()
     for path in sorted(directory.iterdir()):
         if path.is_file() and path.suffix in MODEL_FILES:
-            with path.open("rb") as file:
-                digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+            digest.update(path.name.encode() + b"\0" + bytes.fromhex(sha256_of(path)))
     return digest.hexdigest()
 
 
 def check_directory(directory: Path) -> None:
-    """Raise `UserError` unless this looks like a Hugging Face BERT with its tokenizer; loads nothing."""
+    """Look whether this is a Hugging Face BERT with its tokenizer, without loading anything.
+
+    Raises:
+        UserError: it is not.
+    """
     if not directory.is_dir():
-        raise UserError(f"--model {directory}: there is no such directory.")
+        raise UserError(f"--model {directory}: there is no such directory")
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"--model {directory}: it has no config.json, so it is no Hugging Face model.") from None
+        raise UserError(f"--model {directory}: it has no config.json, so it is no Hugging Face model") from None
     except ValueError:
-        raise UserError(f"--model {directory}: its config.json is not readable as JSON.") from None
+        raise UserError(f"--model {directory}: its config.json is not readable as JSON") from None
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "bert":
-        raise UserError(f"--model {directory}: model type '{kind}' where 'bert' was expected.")
+        raise UserError(f"--model {directory}: model type '{kind}' where 'bert' was expected")
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         # The library would quietly make a tokenizer of five tokens from the configuration alone.
-        raise UserError(f"--model {directory}: it has no tokenizer (none of {', '.join(TOKENIZER_FILES)}).")
+        raise UserError(f"--model {directory}: it has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
 
 
 def load_encoder(directory: Path) -> Encoder:
     """Read encoder and tokenizer from a model directory, whatever head or pooler the checkpoint carries.
 
-    Raises `UserError` for what `check_directory` refuses, for files that cannot be loaded, for a checkpoint
-    without (all) encoder weights, and for a tokenizer that does not fit the model.
+    Raises:
+        UserError: what `check_directory` refuses, files that cannot be loaded, encoder weights that are missing, or a
+            tokenizer that does not fit the model.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
+    silence_libraries()
     check_directory(directory)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        model, info = AutoModel.from_pretrained(
-            directory, add_pooling_layer=False, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--model {directory}: it cannot be loaded ({reason}).") from error
-    if info["missing_keys"]:
-        name = sorted(info["missing_keys"])[0]
-        raise UserError(
-            f"--model {directory}: {len(info['missing_keys'])} encoder weights are missing, such as {name}."
-        )
+    tokenizer = _load(AutoTokenizer, directory)
+    model, missing = _load_model(AutoModel, directory, add_pooling_layer=False)
+    if missing:
+        raise UserError(f"--model {directory}: {len(missing)} encoder weights are missing, such as {missing[0]}")
     if tokenizer.pad_token_id is None:
-        raise UserError(f"--model {directory}: its tokenizer has no padding token.")
+        raise UserError(f"--model {directory}: its tokenizer has no padding token")
     if len(tokenizer) > model.config.vocab_size:
         sizes = f"{len(tokenizer):,} entries, the model's embeddings {model.config.vocab_size:,}"
-        raise UserError(f"--model {directory}: its tokenizer has {sizes}.")
+        raise UserError(f"--model {directory}: its tokenizer has {sizes}")
     return Encoder(model.config, model.state_dict(), tokenizer)
+
+
+def load_masked_lm(directory: Path) -> Any:
+    """Read a model directory as `BertForMaskedLM`.
+
+    Raises:
+        UserError: it cannot be loaded or has no MLM head.
+    """
+    from transformers import BertForMaskedLM
+
+    model, missing = _load_model(BertForMaskedLM, directory)
+    if missing:
+        raise UserError(f"--model {directory}: it has no MLM head (no {missing[0]})")
+    return model
+
+
+def _load_model(kind: Any, directory: Path, **options: Any) -> tuple[Any, list[str]]:
+    """The model in fp32 and the names of the weights that the checkpoint does not have."""
+    model, info = _load(kind, directory, dtype=torch.float32, output_loading_info=True, **options)
+    return model, sorted(info["missing_keys"])
+
+
+def _load(kind: Any, directory: Path, **options: Any) -> Any:
+    from safetensors import SafetensorError
+
+    try:
+        return kind.from_pretrained(directory, local_files_only=True, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"--model {directory}: it cannot be loaded ({first_line(error)})") from error
 
 
 def fresh_classifier(encoder: Encoder, outputs: int, seed: int) -> torch.nn.Module:

@@ -7,7 +7,7 @@ same seed on the same machine gives the same predictions.
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,37 +16,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.evaluation.encoder import Encoder, fresh_classifier
 from pipeline.evaluation.glue.rows import Example, TaskData
-
-WARMUP = 0.1
-WEIGHT_DECAY = 0.01
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Hyper-parameters; `max_length` in tokens of the whole pair, special tokens included."""
-
-    epochs: float
-    batch_size: int
-    learning_rate: float
-    max_length: int
-
-    def __post_init__(self) -> None:
-        """Raise `UserError` for a value that no run can have."""
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(self, name)}.")
-        if self.max_length < 8:
-            raise UserError(f"--max-length must be at least 8 tokens, not {self.max_length}.")
-
-    def check_fits(self, encoder: Encoder) -> None:
-        """Raise `UserError` when the model has fewer positions than `max_length`."""
-        positions = encoder.config.max_position_embeddings
-        if self.max_length > positions:
-            raise UserError(f"--max-length {self.max_length} is more than the model's {positions} positions.")
-
-    def record(self) -> dict[str, float]:
-        """All hyper-parameters as `results.json` keeps them, the fixed ones included."""
-        return {**asdict(self), "warmup": WARMUP, "weight_decay": WEIGHT_DECAY}
+from pipeline.evaluation.task import WARMUP, WEIGHT_DECAY, Settings
 
 
 class EncodedRows(torch.utils.data.Dataset):
@@ -139,7 +109,10 @@ def _arguments(output_dir: str, rows: int, seed: int, settings: Settings) -> Any
 def fine_tune(task: EncodedTask, encoder: Encoder, seed: int, settings: Settings) -> dict[str, list[int] | list[float]]:
     """Train on the task and return, for every dev set, the predictions in the order of its rows.
 
-    Predictions are class ids, or values for regression. Raises `UserError` when training diverged.
+    Predictions are class ids, or values for regression.
+
+    Raises:
+        UserError: training diverged.
     """
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
 
@@ -164,7 +137,7 @@ def _predict(trainer: Any, rows: EncodedRows, what: str) -> list[int] | list[flo
     if not np.allclose(output.label_ids, expected):
         raise RuntimeError(f"{what}: predictions came back in another order than asked for")
     if not np.isfinite(outputs).all():
-        raise UserError(f"{what}: training diverged (outputs are not finite); try a lower --learning-rate.")
+        raise UserError(f"{what}: training diverged (outputs are not finite); try a lower --learning-rate")
     values = outputs.argmax(axis=1) if outputs.shape[1] > 1 else outputs[:, 0]
     restored = np.empty_like(values)
     restored[order] = values

@@ -2,43 +2,63 @@
 
 import statistics
 import time
+from typing import TYPE_CHECKING
 
-import torch
-from transformers import AutoModel
-
-from pipeline.evaluation.encoder import Encoder
-from pipeline.evaluation.metrics import summarise
 from pipeline.evaluation.results import ResultStore
+from pipeline.evaluation.task import Task
 
-TASK = "latency"
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.evaluation.encoder import Encoder
+
 ROUNDS, PASSES, WARM_UP = 5, 40, 10
+"""A value is the median of `PASSES` forward passes after `WARM_UP`; there are `ROUNDS` of them, in place of seeds."""
 
 
-def score_latency(encoder: Encoder, tokens: int, store: ResultStore) -> None:
-    """Enter the milliseconds of a forward pass (fp32, batch 1, no head) into `store`, as task `latency`.
+class Latency(Task):
+    """Milliseconds of a forward pass: fp32, batch 1, no head."""
 
-    A value is the median of `PASSES` passes; there are `ROUNDS` of them, in place of seeds.
-    """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = "GPU" if device == "cuda" else "CPU, 1 thread"
-    what = f"batch 1, {tokens} tokens, {where}"
-    store.begin(TASK, what, what)
-    if "milliseconds" in store.document["tasks"][TASK]:
-        return
+    names = ("latency",)
+
+    def check(self, model: "Encoder", store: ResultStore) -> None:
+        """Nothing can be wrong but results of another device or length."""
+        from pipeline.evaluation.encoder import device
+
+        where = "GPU" if device() == "cuda" else "CPU, 1 thread"
+        what = f"batch 1, {self.request.settings.max_length} tokens, {where}"
+        store.begin("latency", what, what)
+
+    def run(self, model: "Encoder", store: ResultStore) -> None:
+        """Measure, unless that was done before."""
+        if not store.scores("latency"):
+            rounds = measure(model, self.request.settings.max_length)
+            store.enter("latency", {"milliseconds": rounds})
+
+
+def measure(encoder: "Encoder", tokens: int) -> dict[int, float]:
+    """The milliseconds of a forward pass over `tokens` random tokens, for every round."""
+    import torch
+    from transformers import AutoModel
+
+    from pipeline.evaluation.encoder import device
+
     model = AutoModel.from_config(encoder.config, add_pooling_layer=False, dtype=torch.float32)
     model.load_state_dict(encoder.weights)
-    model = model.to(device).eval()
+    model = model.to(device()).eval()
     input_ids = torch.randint(encoder.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # several of them wait for each other more than they work, and on whom is chance
-    rounds = {number: _median_milliseconds(model, input_ids.to(device)) for number in range(1, ROUNDS + 1)}
+    with torch.no_grad():
+        rounds = {number: _median(model, input_ids.to(device())) for number in range(1, ROUNDS + 1)}
     torch.set_num_threads(threads)
-    store.document["tasks"][TASK]["milliseconds"] = summarise(rounds)
-    store.write()
+    return rounds
 
 
-@torch.no_grad()
-def _median_milliseconds(model: torch.nn.Module, input_ids: torch.Tensor) -> float:
+def _median(model: "torch.nn.Module", input_ids: "torch.Tensor") -> float:
+    """Milliseconds, the median of one round."""
+    import torch
+
     times = []
     for number in range(WARM_UP + PASSES):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The output directory of an evaluation: `predictions/TASK_SEED.jsonl` and `results.json`.
+"""An evaluation's directory: `predictions/TASK_SEED.jsonl` and `results.json`, which only this module knows.
 
 A directory belongs to one model (by the hash of its files) and one set of hyper-parameters; anything else is
 refused, so that no table mixes two. Tasks and seeds may be added by later commands. Every file appears whole:
@@ -8,7 +8,7 @@ metrics are always computed from them.
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,74 @@ from pipeline.files import write_atomically
 
 RESULTS = "results.json"
 
+Summary = dict[str, Any]
+"""`mean`, `std` (0.0 for one seed) and `seeds`, the value of every seed by its digits."""
 
-class ResultStore:
-    """Reads, checks and writes one output directory; `document` is what `results.json` holds."""
+
+class Results:
+    """What `results.json` holds, to be read by whoever shows it."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self._document = document
+
+    @classmethod
+    def read(cls, directory: Path) -> "Results":
+        """The results in an evaluation directory."""
+        return cls(json.loads((directory / RESULTS).read_text(encoding="utf-8")))
+
+    @property
+    def model(self) -> Path:
+        """The directory of the model that was evaluated."""
+        return Path(self._document["model"])
+
+    @property
+    def names(self) -> list[str]:
+        """All scored names, in the order of the file."""
+        return list(self._document["tasks"])
+
+    def data(self, name: str) -> str:
+        """What rows a scored name is about; `full` for all of the official ones."""
+        return self._document["tasks"][name]["data"]
+
+    def scores(self, name: str) -> dict[str, Summary]:
+        """The summary of every metric of a scored name; nothing where it has no score yet."""
+        return {
+            metric: value for metric, value in self._document["tasks"].get(name, {}).items() if isinstance(value, dict)
+        }
+
+    @property
+    def not_available(self) -> dict[str, str]:
+        """Why a name that was asked for could not be scored."""
+        return self._document["not_available"]
+
+    @property
+    def glue_average(self) -> Summary | None:
+        """The average over the GLUE tasks, where all of them have scores."""
+        return self._document.get("glue_average")
+
+
+class ResultStore(Results):
+    """The results of a directory that is being written."""
 
     def __init__(self, output: Path, model: Path, model_sha256: str, settings: dict[str, float]) -> None:
-        """Open or prepare (nothing is written yet). Raises `UserError` for a directory of another evaluation."""
+        """Open or prepare; nothing is written yet.
+
+        Raises:
+            UserError: the directory belongs to another evaluation, or to something else.
+        """
         self._output = output
-        self.document: dict[str, Any] = {
-            "model": str(model),
-            "model_sha256": model_sha256,
-            "settings": settings,
-            "complete": False,
-            "tasks": {},
-            "not_available": {},
-        }
+        super().__init__(
+            {
+                "model": str(model),
+                "model_sha256": model_sha256,
+                "settings": settings,
+                "complete": False,
+                "tasks": {},
+                "not_available": {},
+            }
+        )
         if output.exists() and not output.is_dir():
-            raise UserError(f"--output {output}: it is a file, not a directory.")
+            raise UserError(f"--output {output}: it is a file, not a directory")
         if output.is_dir() and any(not entry.name.startswith(".") for entry in output.iterdir()):
             self._take_up()
 
@@ -42,36 +93,46 @@ class ResultStore:
         """Go on with the tasks of a directory that is in use, if they come from the same evaluation."""
         try:
             found = json.loads((self._output / RESULTS).read_text(encoding="utf-8"))
-            same = {key: found[key] == self.document[key] for key in ("model_sha256", "settings")}
+            same = {key: found[key] == self._document[key] for key in ("model_sha256", "settings")}
             kept = {key: found[key] for key in ("tasks", "not_available")}
         except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"--output {self._output}: it holds other files; choose an empty directory.") from None
+            raise UserError(f"--output {self._output}: it holds other files; choose an empty directory") from None
         if not same["model_sha256"]:
-            raise UserError(f"--output {self._output}: it holds results of another model ({found.get('model')}).")
+            raise UserError(f"--output {self._output}: it holds results of another model ({found.get('model')})")
         if not same["settings"]:
             raise UserError(
-                f"--output {self._output}: it holds results of other hyper-parameters ({found['settings']})."
+                f"--output {self._output}: it holds results of other hyper-parameters ({found['settings']})"
             )
-        self.document.update(kept)
+        self._document.update(kept)
 
     def begin(self, name: str, data: str, data_sha256: str) -> None:
-        """Enter a scored name with the rows it is about. Raises `UserError` if its results are of other rows."""
-        entry = self.document["tasks"].setdefault(name, {"data": data, "data_sha256": data_sha256})
+        """Enter a scored name with the rows it is about.
+
+        Raises:
+            UserError: there are results of other rows.
+        """
+        entry = self._document["tasks"].setdefault(name, {"data": data, "data_sha256": data_sha256})
         if entry["data_sha256"] != data_sha256:
-            raise UserError(f"--output {self._output}: its results for {name} are of other data ({entry['data']}).")
+            raise UserError(f"--output {self._output}: its results for {name} are of other data ({entry['data']})")
+        self.not_available.pop(name, None)
+
+    def miss(self, name: str, reason: str) -> None:
+        """Enter why a name cannot be scored."""
+        self.not_available[name] = reason
 
     def open(self) -> None:
         """Make the directory and write a first `results.json`, by which a restart knows whose it is."""
         try:
             (self._output / "predictions").mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--output {self._output}: it cannot be made ({error.strerror}).") from None
-        self.write()
+            raise UserError(f"--output {self._output}: it cannot be made ({error.strerror})") from None
+        self._write()
 
-    def write(self) -> None:
-        """Replace `results.json` by the document."""
-        content = json.dumps(self.document, indent=2, allow_nan=False) + "\n"
-        write_atomically(self._output / RESULTS, content.encode())
+    def enter(self, name: str, values: Mapping[str, Mapping[int, float]]) -> None:
+        """Keep the values of every metric of a scored name, by seed."""
+        for metric, by_seed in values.items():
+            self._document["tasks"][name][metric] = summarise(by_seed)
+        self._write()
 
     def predictions_path(self, name: str, seed: int) -> Path:
         """Where the predictions of one scored name under one seed lie."""
@@ -82,16 +143,30 @@ class ResultStore:
         lines = (json.dumps(dict(zip(("index", "prediction", "label"), row, strict=True))) for row in rows)
         write_atomically(self.predictions_path(name, seed), "".join(f"{line}\n" for line in lines).encode())
 
-    def score(self, name: str, metrics: Sequence[str]) -> dict[int, dict[str, float]]:
-        """Compute `metrics` of one scored name from all predictions there are, enter them, return them by seed."""
+    def enter_predictions(self, name: str, metrics: Sequence[str]) -> None:
+        """Compute and keep `metrics` of one scored name from all predictions that there are, of whatever seed."""
         pattern = re.compile(re.escape(name) + r"_(\d+)\.jsonl")
         found = {int(m[1]): p for p in (self._output / "predictions").iterdir() if (m := pattern.fullmatch(p.name))}
-        values: dict[int, dict[str, float]] = {}
+        values: dict[str, dict[int, float]] = {metric: {} for metric in metrics}
         for seed, path in sorted(found.items()):
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             predictions, labels = [row["prediction"] for row in rows], [row["label"] for row in rows]
-            values[seed] = {metric: compute(metric, predictions, labels) for metric in metrics}
-        for metric in metrics if values else ():
-            by_seed = {seed: scores[metric] for seed, scores in values.items()}
-            self.document["tasks"][name][metric] = summarise(by_seed)
-        return values
+            for metric in metrics:
+                values[metric][seed] = compute(metric, predictions, labels)
+        self.enter(name, values)
+
+    def say(self, name: str, seed: int) -> None:
+        """Print the scores of a name under one seed."""
+        values = {metric: summary["seeds"][str(seed)] for metric, summary in self.scores(name).items()}
+        print("  " + name + "".join(f"  {metric} {value:.4f}" for metric, value in values.items()), flush=True)
+
+    def finish(self, glue_average: Summary | None) -> None:
+        """Mark the results as complete."""
+        if glue_average is not None:
+            self._document["glue_average"] = glue_average
+        self._document["complete"] = True
+        self._write()
+
+    def _write(self) -> None:
+        content = json.dumps(self._document, indent=2, allow_nan=False) + "\n"
+        write_atomically(self._output / RESULTS, content.encode())

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from pipeline.errors import UserError
+from pipeline.evaluation.results import Results
 from pipeline.records import NOT_TRAINING, read_json_lines
 from pipeline.shapes import BertShape
 
@@ -24,7 +25,11 @@ class RunSummary:
 
     @classmethod
     def read(cls, directory: Path) -> "RunSummary":
-        """Read a run directory. UserError if it logged nothing yet."""
+        """Read a run directory.
+
+        Raises:
+            UserError: it logged nothing yet.
+        """
         metrics = read_json_lines(directory / "metrics.jsonl")
         if not metrics:
             raise UserError(f"{directory} has no logged step yet")
@@ -33,6 +38,7 @@ class RunSummary:
         return cls(directory.name, config["method"], metrics, selections)
 
     def numbers(self) -> dict[str, Any]:
+        """What report.json says of this run."""
         last = self.metrics[-1]
         heldout = [line for line in self.metrics if "heldout_loss" in line]
         # The first logged interval pays for warming up, so a run's speed is the middle of the rest.
@@ -59,41 +65,36 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """One evaluated model: its name, shape, and the content of results.json."""
+    """One evaluated model: its name, shape and results."""
 
     name: str
     shape: BertShape
-    tasks: dict[str, Any]
+    results: Results
 
     @classmethod
     def read(cls, directory: Path) -> "EvaluationSummary":
-        """Read an evaluation directory and the configuration of its model. UserError if one of them is gone."""
-        results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
-        path = Path(results["model"]) / "config.json"
+        """Read an evaluation directory and the configuration of its model.
+
+        Raises:
+            UserError: one of them is gone.
+        """
+        results = Results.read(directory)
+        path = results.model / "config.json"
         if not path.is_file():
-            raise UserError(f"{directory} evaluates {results['model']}, which is no model directory any more")
-        config = json.loads(path.read_text(encoding="utf-8"))
-        shape = BertShape(
-            layers=config["num_hidden_layers"],
-            hidden=config["hidden_size"],
-            heads=config["num_attention_heads"],
-            intermediate=config["intermediate_size"],
-            vocab_size=config["vocab_size"],
-            positions=config["max_position_embeddings"],
-            segments=config["type_vocab_size"],
-        )
-        return cls(Path(results["model"]).name, shape, results["tasks"])
+            raise UserError(f"{directory} evaluates {results.model}, which is no model directory any more")
+        shape = BertShape.from_config(json.loads(path.read_text(encoding="utf-8")))
+        return cls(results.model.name, shape, results)
 
     def scores(self) -> dict[str, dict[str, float]]:
-        """`task metric` -> mean and std over seeds."""
+        """`task metric` -> mean, std and number of seeds."""
         return {
-            f"{task} {metric}": {"mean": value["mean"], "std": value["std"], "seeds": len(value["seeds"])}
-            for task, entry in self.tasks.items()
-            for metric, value in entry.items()
-            if isinstance(value, dict)
+            f"{name} {metric}": {"mean": value["mean"], "std": value["std"], "seeds": len(value["seeds"])}
+            for name in self.results.names
+            for metric, value in self.results.scores(name).items()
         }
 
     def numbers(self) -> dict[str, Any]:
+        """What report.json says of this model."""
         return {
             "parameters": self.shape.parameters,
             "encoder_parameters": self.shape.encoder_parameters,

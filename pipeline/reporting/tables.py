@@ -6,8 +6,10 @@ from pipeline.shapes import BertShape
 
 
 def evaluation_table(evaluations: list[EvaluationSummary]) -> str:
-    """Size and scores of each model; empty without evaluations. One row per model, tasks of several directories
-    of the same model side by side."""
+    """Size and scores of each model; empty without evaluations.
+
+    One row per model, tasks of several directories of the same model side by side.
+    """
     models: dict[str, BertShape] = {}
     scores: dict[str, dict[str, dict[str, float]]] = {}
     for evaluation in evaluations:

@@ -23,8 +23,8 @@ from preprocessing.readers.documents import Piece, Tally
 from preprocessing.readers.formats import read_piece
 
 _LENGTH_BYTES = 8
-# 250 MB/s, and English takes 40 % of its size.
 _LEVEL = 1
+"""250 MB/s, and English takes 40 % of its size."""
 
 
 @dataclass(frozen=True)

@@ -14,20 +14,24 @@ import numpy as np
 from pipeline.files import write_atomically
 from preprocessing.build.output import DIGEST_BYTES, digests_path, duplicates_path
 
-# Documents of one round: 50 bytes of memory for each.
 _ROUND = 2_000_000
+"""Documents of one round: 50 bytes of memory for each."""
 
 
 def find_duplicates(output: Path, tasks: int) -> None:
     """Write the duplicates among the documents of all tasks, whose first pass is done."""
+    # All documents are numbered through: task t has the numbers starts[t] to starts[t + 1] - 1, (tasks + 1,) int64.
     sizes = [digests_path(output, task).stat().st_size // DIGEST_BYTES for task in range(tasks)]
     starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
     rounds = max(1, -(-int(starts[-1]) // _ROUND))
     found = [_duplicates_of_round(output, starts, rounds, part) for part in range(rounds)]
+    # Each round gives its numbers in the order of their digests: sorted, those of a task lie together, and `bounds`
+    # (tasks + 1,) says where. A document of another round has another digest, so no pair is missed.
     duplicates = np.sort(np.concatenate(found))
     bounds = np.searchsorted(duplicates, starts)
     places = duplicates - np.repeat(starts[:-1], np.diff(bounds))
     packed = io.BytesIO()
+    # The bounds count from the start of the file's array, so that a task finds its places with two look-ups.
     np.save(packed, np.concatenate([bounds + len(starts), places]).astype(np.int64))
     write_atomically(duplicates_path(output), packed.getvalue())
 
@@ -41,7 +45,10 @@ def duplicates_of(output: Path, task: int, documents: int) -> np.ndarray:
 
 
 def _duplicates_of_round(output: Path, starts: np.ndarray, rounds: int, part: int) -> np.ndarray:
-    """Places in the whole input of the duplicates whose digest leaves the remainder `part`."""
+    """Numbers, in the whole input, of the duplicates whose digest leaves the remainder `part`.
+
+    A digest is a row of two uint64: digests (documents of the round, 2), places (documents of the round,).
+    """
     digests, places = map(np.concatenate, zip(*_digests_of_round(output, starts, rounds, part), strict=True))
     # A stable sort: the first of equal digests is the first of the input.
     order = np.lexsort((digests[:, 1], digests[:, 0]))

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from pipeline.errors import UserError
-from preprocessing.readers.compressed import is_compressed
+from preprocessing.readers.compressed import BZIP2, opening
 from preprocessing.readers.documents import Piece
 from preprocessing.readers.formats import FORMATS
 from preprocessing.readers.specs import Source
 
-# English text in a BERT vocabulary has 4.4 bytes per token: a task gives about one shard, seldom a little more.
 BYTES_PER_TOKEN = 4
-# Part of the source hash: raise it when the same inputs would give other shards than before.
+"""English text in a BERT vocabulary has 4.4 bytes per token: a task gives about one shard, seldom a little more."""
 PLAN_VERSION = 2
+"""Part of the source hash: raise it when the same inputs would give other shards than before."""
 _SAMPLE = 1 << 16
 
 
@@ -57,10 +56,8 @@ def source_hash(sources: Iterable[Source], settings: str) -> str:
         if identify := FORMATS[source.format].fingerprint:
             digest.update(f"\n{source.format} {identify(str(source.path))}".encode())
             continue
-        try:
+        with opening(source.path):
             size, ends = source.path.stat().st_size, _hash_of_ends(source.path)
-        except OSError as error:
-            raise UserError(f"{source.path}: cannot read: {error.strerror or error}") from error
         digest.update(f"\n{source.format} {source.path.suffix} {size} {ends}".encode())
     return digest.hexdigest()
 
@@ -91,6 +88,6 @@ def _pieces(sources: Iterable[Source], limit: int) -> Iterator[tuple[Piece, int]
 
 def _can_be_cut(source: Source) -> bool:
     known = FORMATS[source.format]
-    if is_compressed(source.path):
-        return known.bz2_splittable and source.path.suffix == ".bz2"
-    return known.splittable
+    if source.compression is None:
+        return known.splittable
+    return known.bz2_splittable and source.compression is BZIP2

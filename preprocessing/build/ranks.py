@@ -11,8 +11,8 @@ from pipeline.errors import UserError
 
 Value = TypeVar("Value")
 
-# Open MPI, MPICH and PMI-2, SLURM's srun.
 _SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Open MPI, MPICH and PMI-2, SLURM's srun."""
 
 
 class Ranks:

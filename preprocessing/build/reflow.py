@@ -12,15 +12,15 @@ _LEAST_LINES = 10
 _WRAPPED = range(50, 81)
 _LONG = 100
 _LONG_SHARE = 1 / 50
-# The beginning decides: enough to tell, and cheap for whole books.
 _JUDGED_CHARACTERS = 100_000
+"""The beginning decides: enough to tell, and cheap for whole books."""
 _LICENCE_MARKS = ("PROJECT GUTENBERG", "Project Gutenberg", "SMALL PRINT!")
-# The title in a mark may go over several lines. The second form is that of the texts before 2003.
 _HEADER = re.compile(
     r"^(?:\*\*\* ?START OF TH(?:E|IS) PROJECT GUTENBERG .{0,500}?\*\*\*"
     r"|\*END ?\* ?THE SMALL PRINT!.{0,500}?\*END ?\*)[^\n]*\n",
     re.MULTILINE | re.DOTALL | re.IGNORECASE,
 )
+"""The title in a mark may go over several lines. The second form is that of the texts before 2003."""
 _FOOTER = re.compile(
     r"^(?:\*\*\* ?END OF TH(?:E|IS) PROJECT GUTENBERG |End of (?:the |this )?Project Gutenberg(?:'s)? )",
     re.MULTILINE | re.IGNORECASE,

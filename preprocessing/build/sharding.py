@@ -19,8 +19,8 @@ from preprocessing.build.output import TaskResult, clean_result_of, write_marker
 from preprocessing.build.plan import Task
 from preprocessing.tokenizing.tokenizer import Encoder, load_encoder
 
-# Enough text per call to hide its overhead, little enough to stay in memory: encodings take 100 times their text.
 _BATCH_CHARACTERS = 1 << 18
+"""Enough text per call to hide its overhead, little enough to stay in memory: encodings take 100 times their text."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import numpy as np
 
 from pipeline.data.indexed import IndexedReader
 
-# Ids or documents looked at in one go.
 _BLOCK = 1 << 22
+"""Ids or documents looked at in one go."""
 
 EDGES = np.unique(np.round(2.0 ** (np.arange(0, 8 * 40 + 1) / 8)).astype(np.int64))
 """Lengths where the histogram's bins begin: eight to a doubling, single lengths up to 12, then ever wider.

@@ -10,8 +10,21 @@ from pipeline.data.manifest import Manifest, quick_faults, read_manifest
 from pipeline.errors import DataError
 from pipeline.files import sha256_of
 
-# Ids or index entries looked at in one go: keeps memory small for shards of any size.
 _BLOCK = 1 << 22
+"""Ids or index entries looked at in one go: keeps memory small for shards of any size."""
+
+
+def verify(directory: Path, quick: bool) -> None:
+    """Print every fault, or that there is none. DataError if there is one; otherwise as `find_faults`."""
+    count = 0
+    for fault in find_faults(directory, quick):
+        print(fault)
+        count += 1
+    if count:
+        raise DataError(f"{directory}: {count} {'fault' if count == 1 else 'faults'} found")
+    manifest = read_manifest(directory)
+    checked = "quick check passed" if quick else "every byte checked"
+    print(f"{directory}: {len(manifest.shards)} shards, {manifest.tokens:,} tokens: {checked}")
 
 
 def find_faults(directory: Path, quick: bool) -> Iterator[str]:

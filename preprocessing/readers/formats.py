@@ -12,27 +12,34 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from preprocessing.readers.compressed import DAMAGED, open_text
-from preprocessing.readers.documents import Document, Piece, Tally
+from preprocessing.readers.compressed import DamagedError, open_text
+from preprocessing.readers.documents import Document, Piece, Tally, mark_length
 from preprocessing.readers.hub import count_shards, fingerprint, read_rows
 from preprocessing.readers.mediawiki import read_pages
 
-BOM = b"\xef\xbb\xbf"
 _TITLE = re.compile(r'\btitle="(.*?)"(?=\s*>|\s+\w+=)')
 
 
 def read_text(piece: Piece, tally: Tally) -> Iterator[Document]:
-    """One document per file."""
-    try:
-        with open_text(Path(piece.path)) as stream:
-            raw = stream.read()
-    except DAMAGED as error:
-        tally.fault("damaged", piece.path, 0, f"expected whole, undamaged data: {error}")
+    """One document per file; of a file that breaks, what comes before."""
+    blocks, damage = list[bytes](), None
+    with open_text(Path(piece.path)) as stream:
+        try:
+            while block := stream.read1():
+                blocks.append(block)
+        except DamagedError as error:
+            damage = error
+    raw = b"".join(blocks)
+    blocks.clear()
+    begin = mark_length(raw, piece, tally)
+    if begin is None:
         return
-    skipped = len(BOM) if raw.startswith(BOM) else 0
-    text = tally.decode(raw[skipped:], piece.path, skipped)
-    if text is not None:
-        yield Document(text.strip(), piece.path, skipped)
+    raw = raw[begin : _sound_bytes(raw) if damage else None]
+    text = tally.decode(raw, piece.path, begin)
+    if text is not None and (text or not damage):
+        yield Document(text.strip(), piece.path, begin)
+    if damage:
+        raise damage
 
 
 def read_lines(piece: Piece, tally: Tally) -> Iterator[Document]:
@@ -60,32 +67,10 @@ def read_jsonl(piece: Piece, tally: Tally) -> Iterator[Document]:
 
 def read_wikiextractor(piece: Piece, tally: Tally) -> Iterator[Document]:
     """Articles between `<doc ...>` and `</doc>`; a first line that repeats the title attribute is dropped."""
-    begin, article = 0, list[bytes]()
-    # A range may begin inside an article that the range before it reads to its end; what follows a fault is as foreign.
-    inside_foreign = piece.start > 0
-    for offset, line in _lines_from(piece, tally):
-        if not article and piece.end is not None and offset >= piece.end:
-            return
-        if line.startswith(b"<doc "):
-            if article:
-                tally.malformed(piece.path, offset, f"</doc> of the document that begins at byte {begin}", line)
-            begin, article, inside_foreign = offset, [line], False
-        elif line.startswith(b"</doc>"):
-            if article:
-                marked = tally.decode(b"".join(article), piece.path, begin)
-                if marked is not None:
-                    yield Document(_article_text(marked), piece.path, begin)
-            elif not inside_foreign:
-                tally.malformed(piece.path, offset, "<doc ...>", line)
-            article, inside_foreign = [], False
-        elif article:
-            article.append(line)
-        elif line.strip() and not inside_foreign:
-            tally.malformed(piece.path, offset, "<doc ...>", line)
-            inside_foreign = True
-    if article:
-        expected = "expected </doc> for the document that begins here, the file ended first"
-        tally.fault("malformed", piece.path, begin, expected)
+    for begin, raw in _articles(piece, tally):
+        marked = tally.decode(raw, piece.path, begin)
+        if marked is not None:
+            yield Document(_article_text(marked), piece.path, begin)
 
 
 @dataclass(frozen=True)
@@ -117,7 +102,13 @@ FORMATS = {
 
 def read_piece(piece: Piece, tally: Tally | None = None) -> Iterator[Document]:
     """Yield the documents of a piece in order. Without a tally, a fault is a DataError that names file and place."""
-    return FORMATS[piece.format].read(piece, tally or Tally())
+    tally = tally or Tally()
+    try:
+        yield from FORMATS[piece.format].read(piece, tally)
+    except DamagedError as error:
+        tally.damaged(piece.path, error)
+    finally:
+        tally.close()
 
 
 def _owned_lines(piece: Piece, tally: Tally) -> Iterator[tuple[int, bytes]]:
@@ -129,20 +120,60 @@ def _owned_lines(piece: Piece, tally: Tally) -> Iterator[tuple[int, bytes]]:
 
 def _lines_from(piece: Piece, tally: Tally) -> Iterator[tuple[int, bytes]]:
     """Yield (byte offset, line) from the first line that begins at or after `piece.start` to the end of the file."""
-    offset = piece.start
+    with open_text(Path(piece.path)) as stream:
+        mark = mark_length(stream.peek(), piece, tally)
+        if mark is None:
+            return
+        # The line that holds the byte before the range belongs to the range before.
+        offset = stream.seek(piece.start - 1) + len(stream.readline()) if piece.start else len(stream.read(mark))
+        for line in stream:
+            yield offset, line
+            offset += len(line)
+
+
+def _articles(piece: Piece, tally: Tally) -> Iterator[tuple[int, bytes]]:
+    """Yield (byte offset, article without its `</doc>`) of the articles that begin in the piece."""
+    begin, article = 0, list[bytes]()
+    # A range may begin inside an article that the range before it reads to its end; what follows a fault is as foreign.
+    inside_foreign = piece.start > 0
+    # Articles that were left out because another began within them: the rest of their text is not counted again.
+    around = 0
+    for offset, line in _lines_from(piece, tally):
+        beyond = piece.end is not None and offset >= piece.end
+        if beyond and not article:
+            return
+        if line.startswith(b"<doc "):
+            if article:
+                tally.malformed(piece.path, offset, f"</doc> of the document that begins at byte {begin}", line)
+                if beyond:
+                    return
+                around += 1
+            begin, article, inside_foreign = offset, [line], False
+        elif line.startswith(b"</doc>"):
+            if article:
+                yield begin, b"".join(article)
+            elif around:
+                around -= 1
+            elif not inside_foreign:
+                tally.malformed(piece.path, offset, "<doc ...>", line)
+            article, inside_foreign = [], False
+        elif article:
+            article.append(line)
+        elif line.strip() and not inside_foreign and not around:
+            tally.malformed(piece.path, offset, "<doc ...>", line)
+            inside_foreign = True
+    if article:
+        expected = "expected </doc> for the document that begins here, the file ended first"
+        tally.fault("malformed", piece.path, begin, expected)
+
+
+def _sound_bytes(raw: bytes) -> int:
+    """How many bytes, from the first on, are UTF-8: where decompression fails, what it made last may be anything."""
     try:
-        with open_text(Path(piece.path)) as stream:
-            if piece.start:
-                # The line that holds the byte before the range belongs to the range before.
-                stream.seek(piece.start - 1)
-                offset += len(stream.readline()) - 1
-            for line in stream:
-                if offset == 0 and line.startswith(BOM):
-                    offset, line = len(BOM), line[len(BOM) :]
-                yield offset, line
-                offset += len(line)
-    except DAMAGED as error:
-        tally.fault("damaged", piece.path, offset, f"expected whole, undamaged data: {error}")
+        raw.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(raw)
 
 
 def _article_text(marked: str) -> str:

@@ -5,7 +5,6 @@ costs one page. So any byte of a plain dump can begin a range. In a .bz2 the str
 multistream dump has one for every hundred pages, and a stream's header, ten bytes, does not occur by chance.
 """
 
-import bz2
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,19 +13,17 @@ from xml.etree import ElementTree
 from mwparserfromhell.parser import use_c
 
 from pipeline.errors import UserError
-from preprocessing.readers.compressed import DAMAGED, open_text
-from preprocessing.readers.documents import Document, Piece, Tally
+from preprocessing.readers.compressed import BZIP2, DamagedError, compression_of, open_text, opening, unpack
+from preprocessing.readers.documents import Document, Piece, Tally, mark_length
 from preprocessing.readers.wikitext import LINK_NAMESPACES, WikitextError, plain_text
 
 _BLOCK = 1 << 20
-# Of compressed bytes, which become five times as many and more.
-_PACKED_BLOCK = 1 << 17
-# Longer than any tag that is looked for, and enough of a page to show.
 _OPENING = 64
+"""Longer than any tag that is looked for, and enough of a page to show."""
 _HEAD = 1 << 16
 _OPEN, _CLOSE = b"<page>", b"</page>"
-# MediaWiki allows 2 MB of wikitext; what never closes must not fill the memory.
 _LARGEST_PAGE = 1 << 26
+"""MediaWiki allows 2 MB of wikitext; what never closes must not fill the memory."""
 _STREAM = re.compile(rb"BZh[1-9]1AY&SY")
 _STREAM_HEADER = 10
 _NAMESPACE = re.compile(r'<namespace key="(?:-2|6|14)"[^>]*>([^<]+)</namespace>')
@@ -39,8 +36,12 @@ def read_pages(piece: Piece, tally: Tally) -> Iterator[Document]:
         raise UserError(
             "mwparserfromhell is installed without its C tokenizer; the one in Python is too slow for a dump"
         )
-    link_namespaces = _link_namespaces(piece, tally)
-    blocks = _Blocks(piece, tally)
+    head = _head(piece, tally)
+    if head is None:
+        return
+    names = _NAMESPACE.findall(head.decode(errors="replace"))
+    link_namespaces = LINK_NAMESPACES.union(name.lower() for name in names)
+    blocks = _Blocks(piece)
     for offset, raw in _pages(blocks, tally):
         text = _article(raw, offset, blocks, link_namespaces, tally)
         if text is not None:
@@ -76,17 +77,20 @@ def _article(raw: bytes, offset: int, blocks: "_Blocks", link_namespaces: frozen
     return None
 
 
-def _link_namespaces(piece: Piece, tally: Tally) -> frozenset[str]:
-    """Lower-case names of the file, media and category namespaces, from the head of the dump."""
-    try:
-        with open_text(Path(piece.path)) as stream:
-            head = stream.read(_HEAD)
-    except DAMAGED:
-        return LINK_NAMESPACES  # reading the pages will say so
-    if b"<mediawiki" not in head and piece.start == 0:
+def _head(piece: Piece, tally: Tally) -> bytes | None:
+    """The first bytes of the dump, which name its namespaces; None if it is in another encoding than UTF-8."""
+    head, whole = b"", True
+    with open_text(Path(piece.path)) as stream:
+        try:
+            while len(head) < _HEAD and (block := stream.read1(_HEAD)):
+                head += block
+        except DamagedError:
+            whole = False  # reading the pages will say so
+    if mark_length(head, piece, tally) is None:
+        return None
+    if whole and piece.start == 0 and b"<mediawiki" not in head:
         tally.malformed(piece.path, 0, "<mediawiki ...>", head)
-    names = _NAMESPACE.findall(head.decode(errors="replace"))
-    return LINK_NAMESPACES.union(name.lower() for name in names)
+    return head
 
 
 def _pages(blocks: "_Blocks", tally: Tally) -> Iterator[tuple[int, bytes]]:
@@ -95,35 +99,46 @@ def _pages(blocks: "_Blocks", tally: Tally) -> Iterator[tuple[int, bytes]]:
     def malformed(at: int, expected: str) -> None:
         tally.malformed(blocks.path, base + at, expected, buffer[at : at + _OPENING], blocks.unit)
 
+    def beyond(at: int) -> bool:
+        return blocks.end is not None and base + at >= blocks.end
+
     buffer, base = b"", blocks.start  # `base` is the offset of the buffer's first byte
     seen = False
     for block in blocks:
         buffer, at = buffer + block, 0
         while True:
             begin = buffer.find(_OPEN, at)
-            if blocks.end is not None and (begin if begin >= 0 else len(buffer) - len(_OPEN)) + base >= blocks.end:
+            if beyond(begin if begin >= 0 else _next_tag(buffer)):
                 return
             end = buffer.find(_CLOSE, begin) if begin >= 0 else -1
             if end < 0:
                 break
             # A page that lost its end runs into the next one.
-            inner = buffer.rfind(_OPEN, begin, end)
-            if inner != begin:
+            while (inner := buffer.find(_OPEN, begin + 1, end)) >= 0:
                 malformed(begin, "</page> before the next <page>")
-                if blocks.end is not None and base + inner >= blocks.end:
+                if beyond(inner):
                     return
+                begin = inner
             at = end + len(_CLOSE)
             seen = True
-            yield base + inner, buffer[inner:at]
+            yield base + begin, buffer[begin:at]
         if begin >= 0 and len(buffer) - begin > _LARGEST_PAGE:
             malformed(begin, f"</page> within {_LARGEST_PAGE} bytes")
             begin = -1
         keep = begin if begin >= 0 else max(at, len(buffer) - _OPENING)
         buffer, base = buffer[keep:], base + keep
     if buffer.startswith(_OPEN):
-        malformed(0, "</page>, the file ended first")
+        for opening_tag in re.finditer(_OPEN, buffer):
+            if not beyond(opening_tag.start()):
+                malformed(opening_tag.start(), "</page>, the file ended first")
     elif seen and b"</mediawiki>" not in buffer:  # a piece without a page may begin within the tag
         malformed(len(buffer), "</mediawiki>, the file ended first")
+
+
+def _next_tag(buffer: bytes) -> int:
+    """Where, in or behind a buffer without `<page>`, the next one begins at the earliest."""
+    cut = next((size for size in range(len(_OPEN) - 1, 0, -1) if buffer.endswith(_OPEN[:size])), 0)
+    return len(buffer) - cut
 
 
 class _Blocks:
@@ -133,71 +148,58 @@ class _Blocks:
     the text; in a later piece of a .bz2, whose place in the text nobody knows, they count from its first stream.
     """
 
-    def __init__(self, piece: Piece, tally: Tally) -> None:
+    def __init__(self, piece: Piece) -> None:
         self.path = piece.path
         self.unit = "byte"
         self._piece = piece
-        self._tally = tally
-        in_streams = piece.path.endswith(".bz2") and (piece.start, piece.end) != (0, None)
-        self.start = 0 if in_streams else piece.start
-        self.end = None if in_streams else piece.end
-        self._read = self._from_streams if in_streams else self._from_text
+        self._in_streams = (piece.start, piece.end) != (0, None) and compression_of(Path(piece.path)) is BZIP2
+        self.start = 0 if self._in_streams else piece.start
+        self.end = None if self._in_streams else piece.end
 
     def __iter__(self) -> Iterator[bytes]:
-        position = self.start
-        try:
-            for block in self._read():
-                yield block
-                position += len(block)
-        except DAMAGED as error:
-            self._tally.fault("damaged", self.path, position, f"expected whole, undamaged data: {error}", self.unit)
+        return self._from_streams() if self._in_streams else self._from_text()
 
     def _from_text(self) -> Iterator[bytes]:
         with open_text(Path(self._piece.path)) as stream:
             if self.start:
                 stream.seek(self.start)
-            while block := stream.read(_BLOCK):
+            while block := stream.read1(_BLOCK):
                 yield block
 
     def _from_streams(self) -> Iterator[bytes]:
         piece = self._piece
-        limit = piece.end
-        begin = _next_stream(piece)
-        if begin is None:
+        first = _next_stream(piece)
+        if first is None:
             return
-        self.unit = f"bzip2 stream at {begin}, byte"
+        self.unit = f"bzip2 stream at {first}, byte"
         position = 0
-        with open(piece.path, "rb") as source:
-            source.seek(begin)
-            stream, packed = bz2.BZ2Decompressor(), b""
-            while block := packed or source.read(_PACKED_BLOCK):
-                if stream.eof:
-                    stream = bz2.BZ2Decompressor()
-                    if self.end is None and limit is not None and source.tell() - len(block) >= limit:
+        with opening(Path(piece.path)):
+            source = open(piece.path, "rb")  # noqa: SIM115
+        with source:
+            source.seek(first)
+            try:
+                for begin, text in unpack(source, BZIP2):
+                    if self.end is None and piece.end is not None and begin >= piece.end:
                         self.end = position
-                text = stream.decompress(block)
-                packed = stream.unused_data if stream.eof else b""
-                position += len(text)
-                yield text
-            if not stream.eof:
-                raise EOFError("the file ends inside a bzip2 stream")
+                    position += len(text)
+                    yield text
+            except DamagedError as error:
+                error.unit = self.unit
+                raise
 
 
 def _next_stream(piece: Piece) -> int | None:
     """Byte of the file at which the first bzip2 stream of the piece begins; None if none does."""
-    try:
-        with open(piece.path, "rb") as source:
-            source.seek(piece.start)
-            at, tail = piece.start, b""
-            while block := source.read(_BLOCK):
-                found = _STREAM.search(tail + block)
-                if found:
-                    begin = at - len(tail) + found.start()
-                    return begin if piece.end is None or begin < piece.end else None
-                at += len(block)
-                tail = (tail + block)[1 - _STREAM_HEADER :]
-                if piece.end is not None and at - len(tail) >= piece.end:
-                    return None
-    except OSError as error:
-        raise UserError(f"{piece.path}: cannot open: {error.strerror or error}") from error
+    with opening(Path(piece.path)), open(piece.path, "rb") as source:
+        source.seek(piece.start)
+        at, tail = piece.start, b""
+        while block := source.read(_BLOCK):
+            found = _STREAM.search(tail + block)
+            if found:
+                begin = at - len(tail) + found.start()
+                return begin if piece.end is None or begin < piece.end else None
+            at += len(block)
+            tail = (tail + block)[1 - _STREAM_HEADER :]
+            if piece.end is not None and at - len(tail) >= piece.end:
+                return None
     return None

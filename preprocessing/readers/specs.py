@@ -3,15 +3,16 @@
 import glob
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pipeline.errors import UserError
-from preprocessing.readers.compressed import is_compressed
+from preprocessing.readers.compressed import Compression, compression_of
 from preprocessing.readers.documents import Document, Piece
 from preprocessing.readers.formats import FORMATS, read_piece
 
-# Text compresses to a quarter (gzip, zstd) or less (xz); only the grouping of small files depends on it.
-COMPRESSION = 4
+_TEXT_PER_BYTE = 4
+"""Text compresses to a quarter (gzip, zstd) or less (xz); only the grouping of small files depends on it."""
 
 SPEC_HELP = (
     "FORMAT:PATH, PATH may be a glob; formats: text (a document per file), lines, jsonl, wikiextractor, mediawiki, "
@@ -26,10 +27,15 @@ class Source:
     format: str
     path: Path
 
+    @cached_property
+    def compression(self) -> Compression | None:
+        """How the file is compressed."""
+        return compression_of(self.path)
+
     @property
     def text_bytes(self) -> int:
         """Bytes of text: exact for a plain text file, an estimate for others."""
-        size = self.path.stat().st_size * (COMPRESSION if is_compressed(self.path) else 1)
+        size = self.path.stat().st_size * (_TEXT_PER_BYTE if self.compression else 1)
         return int(size * FORMATS[self.format].text_share)
 
 

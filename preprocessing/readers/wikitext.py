@@ -39,21 +39,21 @@ _CLOSING = frozenset(
         tokens.TagCloseSelfclose,
     }
 )
-# Not prose, or not the article's own.
 _DROPPED_TAGS = _words(
     "categorytree ce chem code gallery graph hiero imagemap indicator inputbox langconvert mapframe "
     "maplink math noinclude phonos pre ref references score section source style syntaxhighlight table "
     "templatedata templatestyles timeline"
 )
+"""Not prose, or not the article's own."""
 _LINE_TAGS = _words("blockquote br center dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p poem ul")
-# Of every wiki, whatever its language.
 LINK_NAMESPACES = frozenset({"category", "file", "image", "media"})
+"""Of every wiki, whatever its language."""
 _INTERLANGUAGE = re.compile(r"(?:[a-z]{2,3}|simple|[a-z]{2,3}(?:-[a-z]+)+):\S")
-# The large Wikipedias' names for the template that marks a page of meanings, beside any `... disambiguation`.
 _DISAMBIGUATION = _words(
     "disambig disamb disam dab geodis hndis mathdab numberdis roaddis schooldis begriffsklärung homonymie "
     "desambiguación desambiguação disambigua ujednoznacznienie неоднозначность förgrening 曖昧さ回避 消歧义 消歧義"
 )
+"""The large Wikipedias' names for the template that marks a page of meanings, beside any `... disambiguation`."""
 _MAGIC_WORD = re.compile(r"__[^\W\d_]+__")
 _STRAY_QUOTES = re.compile("'{2,}")
 _STRAY_TAG = re.compile(r"</?[a-zA-Z][^<>\n]*>")
@@ -61,8 +61,8 @@ _HOLLOW = re.compile(r"[ \xa0]*(?:\([\s,;:\xa0]*\)|\[[\s,;:\xa0]*\])")
 _OPENED_BY_COMMA = re.compile(r"\([\s\xa0]*[,;][\s\xa0]*")
 _GAP_BEFORE_STOP = re.compile(r"[ \t\xa0]+(?=[,.)](?:[\s,.)]|$))", re.MULTILINE)
 _GAP = re.compile(r"[ \t\xa0]{2,}|[\t\xa0]")
-# A line with one of these is the rest of a construct that its author left open.
 _BROKEN = ("{{", "}}", "[[", "]]", "{|", "|}", "<ref", "</ref")
+"""A line with one of these is the rest of a construct that its author left open."""
 _HAS_WORD = re.compile(r"\w")
 
 

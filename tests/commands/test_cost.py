@@ -126,9 +126,9 @@ PEAK, UTILISATION = 989e12, 0.35
 """Of docs/cost.md."""
 
 
-def documented(table: int) -> dict[str, list[str]]:
-    """A table of docs/cost.md that counts operations: first cell -> the others."""
-    lines = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8").splitlines()
+def documented(document: str, table: int = 0) -> dict[str, list[str]]:
+    """A table of docs/DOCUMENT.md that counts operations: first cell -> the others."""
+    lines = (ROOT / "docs" / f"{document}.md").read_text(encoding="utf-8").splitlines()
     starts = [i for i, line in enumerate(lines) if line.startswith("|") and "10^18" in line]
     rows = {}
     for line in lines[starts[table] + 2 :]:
@@ -145,7 +145,7 @@ def shapes_of(name: str) -> tuple[BertShape, BertShape, Recipe]:
     return teacher, resolve_student(recipe, teacher), recipe
 
 
-@pytest.mark.parametrize("name", documented(0))
+@pytest.mark.parametrize("name", documented("cost"))
 def test_the_documented_cost_of_a_recipe_is_what_is_counted(name):
     teacher, student, recipe = shapes_of(name)
     windows = recipe.train.global_batch
@@ -155,14 +155,14 @@ def test_the_documented_cost_of_a_recipe_is_what_is_counted(name):
     )
     expected = [f"{one.full_width / 1e18:.2f}", f"{one.narrowed / 1e18:.2f}"]
     expected += [f"{one.gpu_hours(PEAK, UTILISATION):.1f}", f"{eight.gpu_hours(PEAK, UTILISATION) / 8:.2f}"]
-    assert documented(0)[name] == expected
+    assert documented("cost")[name] == expected
 
 
 def test_every_recipe_for_bert_base_has_its_documented_cost():
-    assert documented(0).keys() == {path.stem for path in (ROOT / "recipes").glob("*bert_base_to_*.yaml")}
+    assert documented("cost").keys() == {path.stem for path in (ROOT / "recipes").glob("*bert_base_to_*.yaml")}
 
 
-@pytest.mark.parametrize("variant", documented(1))
+@pytest.mark.parametrize("variant", documented("decisions"))
 def test_the_documented_cost_of_the_alternatives_is_what_is_counted(variant):
     expected = []
     for name in ("bert_base_to_11m", "bert_base_to_55m"):
@@ -170,7 +170,7 @@ def test_the_documented_cost_of_the_alternatives_is_what_is_counted(variant):
         batch = Batch(recipe.train.global_batch, 128, 19, 8)
         operations = 2 * recipe.train.steps * step_macs(variant, teacher, student, batch)
         expected += [f"{operations / 1e18:.1f}", f"{operations / PEAK / UTILISATION / 3600:.1f}"]
-    assert documented(1)[variant] == expected
+    assert documented("decisions")[variant] == expected
 
 
 @pytest.mark.parametrize("times", [2, 4, 16])
@@ -190,7 +190,7 @@ def test_what_narrowing_several_times_would_save_is_counted(times):
             saved += 2 * apart * (wide - step_macs("narrowed", teacher, between, batch))
         whole = run_cost(teacher, student, recipe.train.steps, schedule.end_step, batch)
         expected.append(f"{100 * saved / (whole.full_width + whole.narrowed):.1f} %")
-    assert documented(2)[str(times)] == expected
+    assert documented("decisions", 1)[str(times)] == expected
 
 
 def kept_for_backward(layers: int, windows: int, form: str) -> int:

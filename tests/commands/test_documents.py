@@ -76,15 +76,12 @@ def test_nothing_leaks_in_any_precision(kernel, dtype):
 
 def test_a_run_with_documents_apart_resumes_bit_for_bit(tmp_path):
     inputs = prepare(tmp_path)
-    values = recipe_values(inputs["shards"], inputs["teacher"])
-    values["train"] |= {"evaluate_every": 1}
-    together = write_recipe(tmp_path / "together.yaml", values)
-    values["data"]["separate_documents"] = True
-    apart = write_recipe(tmp_path / "apart.yaml", values)
-    jobs = {
-        name: train_command(inputs, tmp_path / name, config=recipe)
-        for name, recipe in (("together", together), ("apart", apart))
-    }
+    jobs = {}
+    for name, apart in (("together", False), ("apart", True)):
+        sections = {"data": {"separate_documents": apart}, "train": {"evaluate_every": 1}}
+        values = recipe_values(inputs["shards"], inputs["teacher"], **sections)
+        recipe = write_recipe(tmp_path / f"{name}.yaml", values)
+        jobs[name] = train_command(inputs, tmp_path / name, config=recipe)
     run_train_worker(tmp_path, *jobs.values())
     shutil.copytree(tmp_path / "apart", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step_4")

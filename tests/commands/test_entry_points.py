@@ -214,8 +214,8 @@ def wait_for(condition, process: subprocess.Popen[str], seconds: float = 240) ->
 
 def test_a_run_through_the_launcher_stops_refuses_resumes_and_ends(copy, tmp_path):
     inputs = prepare(tmp_path)
-    values = recipe_values(inputs["shards"], inputs["teacher"])
-    values["train"] |= {"steps": 300, "checkpoint_every": 10_000, "log_every": 1, "evaluate_every": 10_000}
+    train = {"steps": 300, "checkpoint_every": 10_000, "evaluate_every": 10_000}
+    values = recipe_values(inputs["shards"], inputs["teacher"], train=train)
     write_recipe(inputs["recipe"], values)
     run = tmp_path / "run"
     arguments = train_command(inputs, run)

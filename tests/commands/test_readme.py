@@ -1,7 +1,4 @@
-"""Every command of the README's real run, as written, in a fresh copy of the repository, on a small scale.
-
-Only what cannot be had here is added: a tiny teacher in place of the public one, and options that make it short.
-"""
+"""Every command of the README: run as written in a fresh copy of the repository, or checked and listed here by name."""
 
 import os
 import re
@@ -13,33 +10,79 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.config import load_recipe
+from pipeline.models import resolve_student
+from pipeline.shapes import BertShape
+from preprocessing.tokenizing.tokenizer import save_tokenizer
 from tests.support import ROOT
 from tests.support.models import random_teacher
 from tests.support.shards import sentences, write_vocabulary
 
-# Appended to the commands of a script: the last occurrence of an option wins.
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
 SMALL = {
-    "preprocessing/build_shards.py": "--tokenizer vocab.txt --workers 2",
+    "preprocessing/build_shards.py": "--workers 2",
+    "preprocessing/verify_shards.py": "",
     "pipeline/train.py": (
-        "--teacher.path tiny_bert --data.seq_len 16 --data.heldout_windows 8 --target.hidden 12 --target.head_size 4 "
+        "--data.seq_len 16 --data.heldout_windows 8 --target.hidden 12 --target.head_size 4 "
         "--compaction.start_step 1 --compaction.interval_steps 1 --compaction.increments 2 --compaction.decay_steps 1 "
         "--train.steps 4 --train.global_batch 120"
     ),
+    "pipeline/fold.py": "",
     "pipeline/evaluate.py": "--seeds 1 --max-length 16 --epochs 1",
+    "pipeline/report.py": "",
 }
+"""Scripts whose commands are run, and what makes them short: the last occurrence of an option wins."""
+
+CHECKED = {
+    # Installing needs a network or carried wheels, and takes minutes; `.ci/run` starts with it.
+    "make install": "make --dry-run install",
+    "python3 -m venv .venv": "python -m venv --help",
+    ".venv/bin/pip install": "python -m pip install --help",
+    ".venv/bin/pip wheel": "python -m pip wheel --help",
+    'PIP_NO_INDEX=1 PIP_FIND_LINKS="$PWD/wheels" make install': "make --dry-run install",
+    "hf download": "hf download --help",
+    # These take as long as they say; tests/commands/test_demo.py runs the demo's program with a few steps.
+    "make demo": "make --dry-run demo",
+    "make demo DATA=lines:my.txt TEACHER=my_bert": "make --dry-run demo DATA=lines:my.txt TEACHER=my_bert",
+    "make test": "make --dry-run test",
+    # A cluster: tests/slurm has the batch file on one. The arguments behind its name are checked below.
+    "sbatch": "bash -n slurm/train.sbatch",
+    # A shell's own state, and a server that does not end.
+    "source .venv/bin/activate": "make --dry-run install",
+    "tensorboard": "tensorboard --help",
+}
+"""Commands that are not run, by how they begin, and what is run in their place."""
 
 
-def real_run() -> list[str]:
-    """The commands of the README's section on the real run."""
-    section = (ROOT / "README.md").read_text(encoding="utf-8").split("## The real run")[1]
-    block = re.search(r"```bash\n(.*?)```", section, re.DOTALL)
-    assert block
-    joined = block[1].replace("\\\n", " ")
-    return [line for line in joined.splitlines() if line.strip() and not line.startswith("#")]
+def commands(text: str) -> list[str]:
+    """The commands of all bash blocks, each on one line and without comments."""
+    found = []
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        lines = (re.sub(r"(^|\s+)#.*", "", line).strip() for line in block.replace("\\\n", " ").splitlines())
+        found += [re.sub(r"\s+", " ", line) for line in lines if line]
+    return found
+
+
+def script_of(command: str) -> str | None:
+    """The script that a command runs, if it is one of those that are run here."""
+    return next((word for word in shlex.split(command) if word in SMALL), None)
+
+
+def check_of(command: str) -> str | None:
+    """The longest beginning in `CHECKED`."""
+    return max((start for start in CHECKED if f"{command} ".startswith(f"{start} ")), key=len, default=None)
+
+
+def run(command: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    result = subprocess.run(["bash", "-c", command], cwd=directory, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    return result
 
 
 def prepare(directory: Path) -> None:
-    """The repository's files, and what the commands expect beside them."""
+    """The repository's files, and what the commands expect beside them: a tiny BERT in place of the public one."""
     files = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     for name in files.stdout.splitlines():
         if (ROOT / name).is_file():
@@ -51,7 +94,9 @@ def prepare(directory: Path) -> None:
     (directory / "books").mkdir()
     (directory / "books" / "one.txt").write_text("\n".join(sentences(20, seed=1)))
     vocabulary = write_vocabulary(directory / "vocab.txt")
-    random_teacher(1, 24, 3, vocab=len(vocabulary.read_text().splitlines())).save_pretrained(directory / "tiny_bert")
+    teacher = directory / "bert-base-uncased"
+    random_teacher(1, 24, 3, vocab=len(vocabulary.read_text().splitlines())).save_pretrained(teacher)
+    save_tokenizer(vocabulary, teacher, cased=False)
     draw = np.random.default_rng(0)
     for folder, header in (("SST-2", "sentence\tlabel"), ("RTE", "index\tsentence1\tsentence2\tlabel")):
         (directory / "glue" / folder).mkdir(parents=True)
@@ -67,34 +112,59 @@ def prepare(directory: Path) -> None:
             (directory / "glue" / folder / f"{part}.tsv").write_text("\n".join([header, *rows]) + "\n")
 
 
+def test_every_command_is_run_or_checked():
+    assert [command for command in commands(README) if not script_of(command) and not check_of(command)] == []
+    assert {script_of(command) for command in commands(README)} - {None} == SMALL.keys()
+    assert {check_of(command) for command in commands(README)} - {None} == CHECKED.keys()
+
+
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs the git clone to know which files belong to it")
 def test_the_real_run_as_written(tmp_path):
     prepare(tmp_path)
-    commands = real_run()
-    assert len(commands) == 7 and commands[0] == "source .venv/bin/activate"
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for command in commands[1:]:
-        script = next(word for word in shlex.split(command) if word.endswith(".py"))
-        result = subprocess.run(
-            ["bash", "-c", f"{command} {SMALL.get(script, '')}"],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert result.returncode == 0, f"{command}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"
+    to_run = [command for command in commands(README) if script_of(command)]
+    assert len(to_run) == len(SMALL)
+    for command in to_run:
+        run(f"{command} {SMALL[script_of(command)]}", tmp_path)
     weights = tmp_path / "students" / "11m" / "model.safetensors"
     assert weights.stat().st_mode & 0o777 == (tmp_path / "students" / "11m" / "config.json").stat().st_mode & 0o777
     assert "sst2 accuracy" in (tmp_path / "report" / "report.md").read_text()
 
-    block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
     assert block
     result = subprocess.run([sys.executable, "-c", block[1]], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("start", CHECKED)
+def test_a_command_that_is_not_run_has_the_options_it_is_given(start):
+    shown = run(CHECKED[start], ROOT).stdout
+    for command in commands(README):
+        if check_of(command) != start:
+            continue
+        words = shlex.split(command)
+        if start == "sbatch":
+            deepspeed_config, recipe, _, *overrides = words[words.index("slurm/train.sbatch") + 1 :]
+            assert (ROOT / deepspeed_config).is_file()
+            assert load_recipe(ROOT / recipe, overrides).teacher.path == "bert-base-uncased"
+        elif "--help" in CHECKED[start]:
+            assert [word for word in words if word.startswith("--") and word not in shown] == []
+        elif start.startswith("make demo DATA"):
+            assert "--data 'lines:my.txt' --teacher 'my_bert'" in shown
+
+
+def test_every_option_and_recipe_key_in_the_text_exists():
+    teacher = BertShape(layers=12, hidden=768, heads=12, intermediate=3072, vocab_size=30522)
+    examples = [code for code in re.findall(r"`(--\w+\.[^`]+)`", README) if " " in code]
+    assert len(examples) >= 3
+    for example in examples:
+        recipe = load_recipe(ROOT / "recipes" / "bert_base_to_11m.yaml", example.split())
+        assert resolve_student(recipe, teacher)
+        assert recipe != load_recipe(ROOT / "recipes" / "bert_base_to_11m.yaml", [])
+
+
 def test_every_file_the_readme_names_exists():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    named = re.findall(r"(?:pipeline|preprocessing|recipes|ds_configs|docs)/[\w/]*\w+\.(?:py|yaml|json|md)", text)
+    named = re.findall(
+        r"(?:pipeline|preprocessing|recipes|ds_configs|docs|slurm)/[\w/]*\w+\.(?:py|yaml|json|md|sbatch)", README
+    )
     assert len(set(named)) > 10
     assert [name for name in named if not (ROOT / name).is_file()] == []

@@ -7,74 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import torch
-import torch.distributed as dist
-import yaml
 from transformers import RobertaConfig
 
-from pipeline import fold, train
-from pipeline.compaction.schedule import Schedule
-from pipeline.config import load_recipe
-from pipeline.data.manifest import read_manifest
-from pipeline.data.vocabulary import load_tokenizer
-from pipeline.engine.checkpoint import Checkpoint, load_checkpoint, newest_complete, save_checkpoint
-from pipeline.engine.distributed import adopt_launcher_environment
-from pipeline.engine.run_directory import LOCK, record_start
+from pipeline import train
 from pipeline.errors import EXIT_DATA, EXIT_USAGE, UserError
-from pipeline.models import build_model, save_config
+from pipeline.launch import adopt_launcher_environment
 from preprocessing import build_shards, train_tokenizer
 from tests.support import ROOT
-from tests.support.models import random_teacher
-from tests.support.runs import make_shards, prepare, run_main, train_command, vocabulary_of, write_deepspeed
+from tests.support.refusals import assert_one_sentence, clean_environment, refused, rewrite
+from tests.support.runs import make_shards, train_command, write_deepspeed
 from tests.support.shards import contents, flip_bit
 
-
-@pytest.fixture(scope="module", autouse=True)
-def own_process_group():
-    """train.main joins a process group of one and sets variables for it; neither may outlast this file."""
-    before = dict(os.environ)
-    yield
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    os.environ.clear()
-    os.environ.update(before)
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> dict[str, Path]:
-    return prepare(tmp_path_factory.mktemp("sound"))
-
-
-@pytest.fixture
-def inputs(sound, tmp_path) -> dict[str, Path]:
-    """A copy of everything a run reads, so that a test may break it; the recipe names the copies."""
-    directory = shutil.copytree(sound["recipe"].parent, tmp_path / "inputs")
-    copied = {name: directory / path.name for name, path in sound.items()}
-    rewrite(copied, data={"shards": str(copied["shards"])}, teacher={"path": str(copied["teacher"])})
-    return copied
-
-
-def rewrite(inputs: dict[str, Path], **sections: dict) -> None:
-    values = yaml.safe_load(inputs["recipe"].read_text())
-    for name, section in sections.items():
-        values[name] = {**values[name], **section}
-    inputs["recipe"].write_text(yaml.safe_dump(values))
-
-
-def refused(monkeypatch, main, arguments, code: int, *parts: str) -> None:
-    """The command ends with `code` and exactly one sentence on stderr, which holds the parts."""
-    found, _, err = run_main(monkeypatch, main, *arguments)
-    assert_one_sentence(found, err, code, *parts)
-
-
-def assert_one_sentence(found: int, err: str, code: int, *parts: str) -> None:
-    assert found == code, err
-    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n"), err
-    assert all(part in err for part in parts), err
+pytestmark = pytest.mark.usefixtures("own_process_group")
 
 
 def break_key(inputs):
@@ -199,6 +145,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.usefixtures("no_fp16")
 def test_training_refuses(inputs, tmp_path, monkeypatch, mistake):
     breaking, code, parts = MISTAKES[mistake]
     breaking(inputs)
@@ -223,15 +170,6 @@ def test_a_damaged_token_id_is_named_while_training(inputs, tmp_path, monkeypatc
     assert "s0.bin: byte 0: expected a token id below the vocabulary size" in errors[0]
 
 
-def clean_environment() -> dict[str, str]:
-    """Without the variables that train.main set in this process."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")
-    }
-
-
 @pytest.mark.parametrize(
     "arguments,part",
     [
@@ -244,137 +182,6 @@ def clean_environment() -> dict[str, str]:
 def test_mistakes_on_the_command_line(inputs, tmp_path, monkeypatch, arguments, part):
     refused(monkeypatch, train.main, [*train_command(inputs, tmp_path / "run"), *arguments], EXIT_USAGE, part)
     assert not (tmp_path / "run").exists()
-
-
-# Directories that hold something
-
-
-@pytest.fixture
-def unfinished(inputs, tmp_path) -> Path:
-    """A run directory as a killed run leaves it: one checkpoint, nothing retired yet."""
-    recipe = load_recipe(inputs["recipe"], []).with_absolute_paths()
-    built = build_model(recipe, vocabulary_of(inputs["shards"]))
-    parameters = {name: value.detach().clone() for name, value in built.module.named_parameters()}
-    moments = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    schedule = Schedule(recipe.compaction, built.module.gates, recipe.train.compactor_lr)
-    selected = {f"selected_at.{name}": value for name, value in schedule.state_dict().items()}
-    tensors = {"parameters": parameters, "exp_avg": moments, "exp_avg_sq": moments, "compaction": selected}
-    run = tmp_path / "run"
-    record_start(run, recipe, {}, ["train.py"])
-    (run / "metrics.jsonl").write_text('{"step": 1}\n')
-    save_checkpoint(
-        run / "checkpoints", Checkpoint(tensors, {"step": 1, "narrowed": False}, save_config(built.bert_config)), keep=2
-    )
-    return run
-
-
-def but_lock(files: dict[str, bytes]) -> dict[str, bytes]:
-    """Without the one file that a refused start may write: who holds the directory."""
-    return {name: content for name, content in files.items() if name != LOCK}
-
-
-def test_a_run_directory_of_another_recipe_is_left_alone(inputs, unfinished, tmp_path, monkeypatch):
-    before = contents(unfinished)
-    for options, part in (
-        (["--train.lr=0.5"], "holds another run: its train.lr is 0.001, not 0.5"),
-        (["--train.steps=3"], "may grow, not shrink"),
-        (["--data.seq_len=24"], "holds another run: its data.seq_len"),
-    ):
-        refused(monkeypatch, train.main, [*train_command(inputs, unfinished), *options], EXIT_USAGE, part)
-    assert contents(unfinished) == before
-
-
-def test_a_run_with_broken_checkpoints_only_is_left_alone(inputs, unfinished, monkeypatch):
-    flip_bit(unfinished / "checkpoints" / "step_1" / "parameters.safetensors", 99_999)
-    before = but_lock(contents(unfinished))
-    part = "step_1/parameters.safetensors is not what was written"
-    refused(monkeypatch, train.main, train_command(inputs, unfinished), EXIT_DATA, part, "to begin anew")
-    assert but_lock(contents(unfinished)) == before
-
-
-def test_a_checkpoint_of_an_earlier_version_is_refused(inputs, unfinished, monkeypatch):
-    path = newest_complete(unfinished / "checkpoints")[0]
-    found = load_checkpoint(path)
-    save_checkpoint(path.parent, Checkpoint(found.tensors, {"step": 2}, found.bert_config), keep=2)
-    before = but_lock(contents(unfinished))
-    part = "step 2 was written by an earlier version of this program (its trainer.json has no narrowed)"
-    refused(monkeypatch, train.main, train_command(inputs, unfinished), EXIT_DATA, part)
-    assert but_lock(contents(unfinished)) == before
-
-
-def test_shards_that_are_no_longer_those_of_the_run_are_refused(inputs, tmp_path, monkeypatch):
-    """Built anew with the documents in another order: the run would take some windows twice and some never."""
-    run = tmp_path / "run"
-    script = [sys.executable, ROOT / "pipeline" / "train.py", *train_command(inputs, run)]
-    subprocess.run(script, check=True, capture_output=True, env=clean_environment())
-    manifest = read_manifest(inputs["shards"])
-    replace(manifest, shards=manifest.shards[::-1]).write(inputs["shards"])
-    before = but_lock(contents(run))
-    part = "holds other tokens than those that this run was trained on up to step 4: put the old shards back"
-    refused(monkeypatch, train.main, [*train_command(inputs, run), "--train.steps=6"], EXIT_USAGE, part)
-    assert but_lock(contents(run)) == before
-
-
-def test_a_directory_or_file_of_the_users_is_left_alone(inputs, tmp_path, monkeypatch):
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "thesis.txt").write_text("mine")
-    before = contents(tmp_path)
-    refused(monkeypatch, train.main, train_command(inputs, home), EXIT_USAGE, "home is not empty and no run directory")
-    refused(monkeypatch, train.main, train_command(inputs, home / "thesis.txt"), EXIT_USAGE, "is no directory")
-    assert contents(tmp_path) == before
-
-
-def test_fold_refuses_an_unfinished_run(unfinished, tmp_path, monkeypatch):
-    before = contents(unfinished)
-    arguments = ["--run", unfinished, "--output", tmp_path / "student"]
-    refused(monkeypatch, fold.main, arguments, EXIT_USAGE, "the narrowing schedule has not ended")
-    assert contents(unfinished) == before
-    assert not list(tmp_path.glob("*student*")) and not list(tmp_path.glob(".*"))
-
-
-def test_fold_refuses_what_is_no_run_and_names_what_is_broken(unfinished, tmp_path, monkeypatch):
-    arguments = ["--run", tmp_path / "missing", "--output", tmp_path / "student"]
-    refused(monkeypatch, fold.main, arguments, EXIT_USAGE, "missing is no run directory")
-    arguments[1] = unfinished
-    other = make_shards(tmp_path / "other", extra=("zebra",))
-    refused(monkeypatch, fold.main, [*arguments, "--shards", other], EXIT_USAGE, "not the shards it was trained on")
-    refused(
-        monkeypatch, fold.main, [*arguments, "--shards", tmp_path / "0: {x"], EXIT_USAGE, "no finished shard directory"
-    )
-    refused(monkeypatch, fold.main, [*arguments, "--step", 7], EXIT_USAGE, "has no checkpoint of step 7; there are: 1")
-    flip_bit(unfinished / "checkpoints" / "step_1" / "exp_avg.safetensors", 9999)
-    refused(monkeypatch, fold.main, arguments, EXIT_USAGE, "no usable checkpoint", "exp_avg.safetensors")
-    refused(monkeypatch, fold.main, [*arguments, "--step", 1], EXIT_USAGE, "exp_avg.safetensors")
-    shutil.rmtree(unfinished / "checkpoints")
-    refused(monkeypatch, fold.main, arguments, EXIT_USAGE, "no usable checkpoint; train on")
-    assert not (tmp_path / "student").exists()
-
-
-def test_fold_never_writes_over_anything(unfinished, tmp_path, monkeypatch):
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "thesis.txt").write_text("mine")
-    for output in (home, home / "thesis.txt"):
-        arguments = ["--run", unfinished, "--output", output]
-        refused(monkeypatch, fold.main, arguments, EXIT_USAGE, "exists and is not an empty directory")
-    assert contents(home) == {"thesis.txt": b"mine"}
-
-
-def test_a_failed_fold_leaves_nothing_behind(tmp_path, monkeypatch):
-    """The disk fills up while the student is written."""
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(fold, "model_card", fail)
-    tokenizer = load_tokenizer(make_shards(tmp_path / "shards") / "tokenizer")
-    with pytest.raises(UserError, match="student: cannot write: No space left"):
-        fold.write_student(random_teacher(), tokenizer, {}, tmp_path / "student")
-    assert not [path for path in tmp_path.iterdir() if "student" in path.name]
-
-
-# Preprocessing
 
 
 def test_preprocessing_refuses(inputs, tmp_path, monkeypatch):

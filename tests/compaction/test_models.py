@@ -16,17 +16,11 @@ from transformers import BertForMaskedLM, BertModel
 from pipeline.compaction.model import shape_of
 from pipeline.config import Recipe
 from pipeline.engine.optimizer import parameter_role
+from pipeline.engine.student import fold_run
 from pipeline.errors import UserError
-from pipeline.fold import fold_run
-from pipeline.models import (
-    attention_kernel,
-    build_model,
-    load_parameters,
-    load_teacher,
-    rebuild_model,
-    save_config,
-)
+from pipeline.models import build_model, load_parameters, rebuild_model, save_config
 from pipeline.parsing import build
+from pipeline.teachers import attention_kernel, load_teacher
 from tests.support.models import random_teacher
 from tests.support.runs import (
     make_shards,
@@ -62,11 +56,10 @@ def configure(directory, **changes) -> str:
 
 def recipe(path=None, **sections) -> Recipe:
     """A recipe for the teacher at `path`, or for a new BERT without one."""
-    values = recipe_values(Path("shards"), path)
     if path is None:
-        values |= {"method": "scratch", "teacher": {}, "target": {"layers": 2, "hidden": 24, "head_size": 8}}
-    for name, section in sections.items():
-        values[name] = {**values[name], **section}
+        shape = {"layers": 2, "hidden": 24, "head_size": 8, "intermediate": None}
+        sections["target"] = {**shape, **sections.get("target", {})}
+    values = recipe_values(Path("shards"), path, "wid" if path else "scratch", **sections)
     return build(Recipe, values, "test")
 
 
@@ -155,6 +148,11 @@ def test_a_new_head_is_the_same_in_every_process(tmp_path):
         ({"data": {"seq_len": 33}}, VOCAB, "data.seq_len 33 is longer than the teacher's 32 positions"),
         ({"target": {"hidden": 16, "head_size": 8}}, VOCAB, "strategy dim keeps the teacher's 3 heads"),
         ({"target": {"hidden": 48, "head_size": 16}}, VOCAB, "wider than the teacher"),
+        (
+            {"target": {"hidden": 24, "head_size": 8, "intermediate": 97}},
+            VOCAB,
+            "target 24/97 is wider than the teacher",
+        ),
         ({"target": {"hidden": 16}}, VOCAB, "not a multiple of target.head_size"),
         ({"target": {"params": "11M"}}, VOCAB, "either target.params or target.hidden"),
         ({"target": {"hidden": None, "head_size": None}}, VOCAB, "names no target"),
@@ -167,7 +165,7 @@ def test_recipes_that_do_not_fit_the_teacher(teacher, sections, vocab, message):
 
 def test_compaction_must_not_begin_before_a_new_head_is_warm(tmp_path):
     random_teacher(vocab=VOCAB).bert.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"warms up for 2 steps, so compaction\.start_step must not be before"):
+    with pytest.raises(UserError, match=r"set compaction\.start_step to at least 2, or teacher\.head_warmup_steps"):
         build_model(recipe(tmp_path, teacher={"head_warmup_steps": 2}), VOCAB)
 
 
@@ -246,10 +244,13 @@ def warmed(tmp_path_factory):
     shards = make_shards(directory / "shards")
     teacher = directory / "teacher"
     random_teacher(vocab=vocabulary_of(shards)).bert.save_pretrained(teacher)
-    values = recipe_values(shards, teacher)
-    values["teacher"] |= {"head_warmup_steps": 3, "head_lr": 1e-3}
-    values["compaction"]["start_step"] = 4
-    values["train"] |= {"steps": 8, "checkpoint_every": 1, "keep_checkpoints": 99, "warmup": 0.0}
+    values = recipe_values(
+        shards,
+        teacher,
+        teacher={"head_warmup_steps": 3, "head_lr": 1e-3},
+        compaction={"start_step": 4},
+        train={"steps": 8, "checkpoint_every": 1, "keep_checkpoints": 99, "warmup": 0.0},
+    )
     inputs = {
         "recipe": write_recipe(directory / "recipe.yaml", values),
         "deepspeed": write_deepspeed(directory / "ds.json", gradient_clipping=1.0),
@@ -282,7 +283,7 @@ def test_everything_moves_afterwards(warmed):
 
 
 def test_the_warmed_up_run_folds(warmed, tmp_path):
-    from pipeline.fold import fold_run
+    from pipeline.engine.student import fold_run
 
     fold_run(warmed, tmp_path / "student")
     fold_run(warmed, tmp_path / "earlier", step=7)
@@ -295,8 +296,10 @@ def test_the_warmed_up_run_folds(warmed, tmp_path):
 
 
 def test_a_run_resumed_within_the_warm_up_or_after_the_schedule_ends_alike(warmed, tmp_path):
-    """The teacher has no head, the checkpoint has one: the run must still know that it was new. And past the last
-    step of the schedule nothing sets the gates any more but the resumption."""
+    """The teacher has no head, the checkpoint has one: the run must still know that it was new.
+
+    And past the last step of the schedule nothing sets the gates any more but the resumption.
+    """
     inputs = {"recipe": warmed.parent / "recipe.yaml", "deepspeed": warmed.parent / "ds.json"}
     runs = {first: shutil.copytree(warmed, tmp_path / f"from_{first}") for first in (2, 6)}
     for first, run in runs.items():
@@ -312,10 +315,9 @@ def test_a_run_resumed_within_the_warm_up_or_after_the_schedule_ends_alike(warme
 
 def test_continue_trains_the_teacher_itself(teacher, tmp_path):
     """Same weights and logits at the start; a real run moves all of them and folds to the teacher's shape."""
-    values = recipe_values(make_shards(tmp_path / "shards"), teacher)
-    vocab = vocabulary_of(tmp_path / "shards")
+    vocab = vocabulary_of(make_shards(tmp_path / "shards"))
     random_teacher(vocab=vocab).save_pretrained(tmp_path / "bert")
-    values |= {"method": "continue", "target": {}, "teacher": {"path": str(tmp_path / "bert")}}
+    values = recipe_values(tmp_path / "shards", tmp_path / "bert", "continue", target=None)
     built = build_model(build(Recipe, values, "test"), vocab)
     original = BertForMaskedLM.from_pretrained(tmp_path / "bert", attn_implementation=attention_kernel()).eval()
     ids = torch.arange(24).reshape(2, 12)

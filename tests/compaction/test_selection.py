@@ -178,6 +178,20 @@ def test_targets_that_are_no_student(sizes, message):
         resolve_target(teacher, "dim", **sizes)
 
 
+@pytest.mark.parametrize("strategy,head_size", [("dim", 6), ("head", 8)])
+def test_the_default_intermediate_size_is_named_where_it_does_not_fit(strategy, head_size):
+    teacher = BertShape(2, 24, 3, 60, 61)
+    hidden = 2 * head_size if strategy == "head" else 3 * head_size
+    sentence = rf"target\.hidden {hidden} makes the intermediate size {4 * hidden}, four times hidden by default.* 60$"
+    with pytest.raises(UserError, match=sentence):
+        resolve_target(teacher, strategy, hidden, head_size)
+    assert resolve_target(teacher, strategy, hidden, head_size, intermediate=60).intermediate == 60
+    with pytest.raises(UserError, match=rf"target {hidden}/{4 * hidden} is wider than the teacher"):
+        resolve_target(teacher, strategy, hidden, head_size, intermediate=4 * hidden)
+    with pytest.raises(UserError, match=r"no student of this teacher has target\.intermediate \(four times hidden"):
+        resolve_target(BertShape(2, 24, 3, 11, 61), "dim", params=1000)
+
+
 @pytest.mark.parametrize("strategy,hidden", [("dim", 192), ("head", 192)])
 def test_params_picks_the_nearest_legal_shape(strategy, hidden):
     shape = resolve_target(BertShape(12, 768, 12, 3072, 30522), strategy, params=11_000_000)

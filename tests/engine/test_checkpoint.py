@@ -1,4 +1,4 @@
-"""Checkpoints and run directories: what was written is read, damage is noticed, and nothing is lost over it."""
+"""Checkpoints: what was written is read, damage is noticed, and nothing is lost over it."""
 
 import errno
 import json
@@ -10,15 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 
-from pipeline.config import Recipe
 from pipeline.engine import checkpoint as checkpoint_module
 from pipeline.engine.checkpoint import (
     MARKER,
     TENSOR_FILES,
-    Checkpoint,
     all_checkpoints,
     load_checkpoint,
     newest_complete,
@@ -26,44 +22,11 @@ from pipeline.engine.checkpoint import (
     save_checkpoint,
     why_incomplete,
 )
-from pipeline.engine.run_directory import DirectoryLock, record_start, resume_point
-from pipeline.environment import commit
 from pipeline.errors import DataError, UserError
-from pipeline.parsing import build
-from pipeline.records import JsonLines, read_json_lines
+from pipeline.files import sha256_of
 from tests.support import ROOT
-from tests.support.runs import recipe_values
+from tests.support.checkpoints import assert_is, names, save, state
 from tests.support.shards import contents, flip_bit
-
-
-def state(step: int) -> Checkpoint:
-    generator = torch.Generator().manual_seed(step)
-    names = {"layers.0.weight": (3, 4), "bias": (5,)}
-    tensors = {
-        kind: {name: torch.randn(shape, generator=generator) for name, shape in names.items()}
-        for kind in ("parameters", "exp_avg", "exp_avg_sq")
-    }
-    tensors["compaction"] = {"selected_at.residual": torch.arange(4), "taylor.steps": torch.tensor(3)}
-    return Checkpoint(tensors, {"step": step, "optimizer_steps": step - 1}, {"vocab_size": 61})
-
-
-def save(directory: Path, *steps: int, keep: int = 9, keep_every: int = 0) -> Path:
-    for step in steps:
-        path = save_checkpoint(directory, state(step), keep, keep_every)
-    return path
-
-
-def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
-
-
-def assert_is(path: Path, step: int) -> None:
-    found, wanted = load_checkpoint(path), state(step)
-    assert found.step == step and found.trainer == wanted.trainer and found.bert_config == wanted.bert_config
-    for kind, tensors in wanted.tensors.items():
-        assert found.tensors[kind].keys() == tensors.keys()
-        for name, value in tensors.items():
-            assert found.tensors[kind][name].dtype == value.dtype and torch.equal(found.tensors[kind][name], value)
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -176,11 +139,33 @@ def test_room_is_made_sure_of_before_anything_is_written(tmp_path, monkeypatch):
     assert_is(save(tmp_path, 4), 4)
 
 
-def test_a_checkpoint_of_an_earlier_version_is_named_as_such(tmp_path):
-    found = load_checkpoint(save(tmp_path, 3))
-    assert found.recorded("optimizer_steps") == 2
-    with pytest.raises(DataError, match=r"step 3 was written by an earlier version .* has no narrowed\)"):
-        found.recorded("narrowed")
+def test_the_format_is_written_and_another_one_is_refused(tmp_path, monkeypatch):
+    path = save(tmp_path / "checkpoints", 3)
+    assert json.loads((path / "trainer.json").read_text())["format"] == checkpoint_module.FORMAT == 1
+    (tmp_path / "config.yaml").write_text("{}")
+    monkeypatch.setattr(checkpoint_module, "FORMAT", 2)
+    sentence = r"step_3 is of format 1 and this program reads format 2 .*: use the version that wrote it"
+    for read in (load_checkpoint, lambda _: require_checkpoint(tmp_path), lambda _: require_checkpoint(tmp_path, 3)):
+        with pytest.raises(UserError, match=sentence) as refused:
+            read(path)
+        assert refused.value.exit_code == 2 and "\n" not in str(refused.value)
+
+
+def test_a_checkpoint_without_a_format_is_refused(tmp_path):
+    path = save(tmp_path, 3)
+    trainer = json.loads((path / "trainer.json").read_text())
+    del trainer["format"]
+    (path / "trainer.json").write_text(json.dumps(trainer))
+    sign(path, "trainer.json")
+    with pytest.raises(UserError, match="step_3 is of format None and this program reads format 1"):
+        load_checkpoint(path)
+
+
+def sign(path: Path, name: str) -> None:
+    """Put a changed file of a checkpoint into its marker."""
+    marker = json.loads((path / MARKER).read_text())
+    marker[name] = {"bytes": (path / name).stat().st_size, "sha256": sha256_of(path / name)}
+    (path / MARKER).write_text(json.dumps(marker))
 
 
 @pytest.mark.parametrize("keep", [1, 2])
@@ -233,7 +218,7 @@ KILLED_WRITER = """
 import itertools, os, signal, sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
-from tests.engine import test_checkpoint
+from tests.support.checkpoints import save
 
 calls = fatal = 0
 
@@ -251,7 +236,7 @@ for name in ("fsync", "replace", "mkdir", "rmdir", "unlink"):
 for fatal in itertools.count(1):
     child = os.fork()
     if child == 0:
-        test_checkpoint.save(Path(sys.argv[1]) / str(fatal), 2, 4, keep=1)
+        save(Path(sys.argv[1]) / str(fatal), 2, 4, keep=1)
         os._exit(0)
     if os.waitpid(child, 0)[1] == 0:
         break
@@ -331,171 +316,3 @@ def test_a_run_that_must_have_a_checkpoint(tmp_path):
     flip_bit(tmp_path / "checkpoints" / "step_2" / "config.json", 9)
     with pytest.raises(UserError, match=r"has no usable checkpoint: .*step_4/config\.json is not what was written"):
         require_checkpoint(tmp_path)
-
-
-# The run directory
-
-
-def recipe(**train) -> Recipe:
-    values = recipe_values(Path("/shards"), Path("/teacher"))
-    values["train"] |= train
-    return build(Recipe, values, "test")
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run with checkpoints at steps 2 and 4."""
-    directory = tmp_path / "run"
-    record_start(directory, recipe(), {"train_batch_size": 4}, ["train.py", "--config", "r.yaml"])
-    save(directory / "checkpoints", 2, 4)
-    return directory
-
-
-def test_a_new_run_starts_anywhere_empty(tmp_path):
-    assert resume_point(tmp_path / "new", recipe()) == (None, [])
-    assert resume_point(tmp_path, recipe()) == (None, [])
-    assert names(tmp_path) == []
-    (tmp_path / ".config.yaml.77.tmp").write_text("metho")  # a run killed at its very first write
-    assert resume_point(tmp_path, recipe()) == (None, [])
-
-
-def test_the_start_is_recorded(run):
-    assert yaml.safe_load((run / "config.yaml").read_text()) == recipe().to_dict()
-    assert json.loads((run / "ds_config.json").read_text()) == {"train_batch_size": 4}
-    environment = (run / "environment.txt").read_text()
-    assert "command: train.py --config r.yaml" in environment and "torch: " in environment
-    assert f"commit: {commit()}" in environment and "not installed" not in environment
-
-
-def test_the_same_recipe_goes_on_and_may_grow(run):
-    before = contents(run)
-    assert resume_point(run, recipe()) == (run / "checkpoints" / "step_4", [])
-    assert resume_point(run, recipe(steps=9)) == (run / "checkpoints" / "step_4", [])
-    with pytest.raises(UserError, match=r"started for 4 steps; train\.steps may grow, not shrink to 3"):
-        resume_point(run, recipe(steps=3))
-    with pytest.raises(UserError, match=r"holds another run: its train\.lr is 0\.001, not 0\.5"):
-        resume_point(run, recipe(lr=0.5))
-    assert contents(run) == before
-
-
-def test_a_recipe_recorded_before_a_key_existed_goes_on_with_its_default(run):
-    recorded = yaml.safe_load((run / "config.yaml").read_text())
-    del recorded["train"]["hang_minutes"], recorded["train"]["keep_every"]
-    (run / "config.yaml").write_text(yaml.safe_dump(recorded))
-    assert resume_point(run, recipe()) == (run / "checkpoints" / "step_4", [])
-    assert resume_point(run, recipe(hang_minutes=60.0)) == (run / "checkpoints" / "step_4", [])
-    with pytest.raises(UserError, match=r"holds another run: its train\.keep_every is 0, not 4"):
-        resume_point(run, recipe(keep_every=4))
-
-
-def test_one_run_at_a_time(tmp_path):
-    """The lock is the process's, and gone with it; a run that was killed before anything else may begin anew."""
-    (tmp_path / "run").mkdir()
-    with DirectoryLock(tmp_path / "run") as first, DirectoryLock(tmp_path / "run") as second:
-        first.take(create=False)
-        assert names(tmp_path / "run") == []
-        first.take(create=True)
-        first.take(create=True)
-        assert resume_point(tmp_path / "run", recipe()) == (None, [])
-        for create in (False, True):
-            with pytest.raises(
-                UserError, match=rf"run is in use by another run \(process {os.getpid()} on .*wait for its"
-            ):
-                second.take(create)
-        first.release()
-        second.take(create=False)
-        with pytest.raises(UserError, match="in use by another run"):
-            record_start(tmp_path / "run", recipe(), {}, [], first)
-        assert names(tmp_path / "run") == ["lock"]
-
-
-def test_what_another_run_wrote_before_it_let_go_is_seen(run):
-    class Held(DirectoryLock):
-        """Held by a run that ends, after one more checkpoint, when somebody waits for it."""
-
-        def take(self, create: bool) -> None:
-            save(run / "checkpoints", 6, keep=1)
-            super().take(create)
-
-    with Held(run) as lock:
-        assert resume_point(run, recipe(), lock) == (run / "checkpoints" / "step_6", [])
-        assert lock.held
-
-
-def test_a_run_that_began_in_the_meantime_is_not_overwritten(tmp_path):
-    with DirectoryLock(tmp_path / "run") as lock:
-        assert resume_point(tmp_path / "run", recipe(), lock) == (None, []) and not lock.held
-        record_start(tmp_path / "run", recipe(lr=0.5), {}, [])
-        before = contents(tmp_path / "run")
-        with pytest.raises(UserError, match=r"another run has just begun in .*run: wait for its end"):
-            record_start(tmp_path / "run", recipe(), {}, [], lock)
-        assert contents(tmp_path / "run") == {**before, "lock": contents(tmp_path / "run")["lock"]}
-
-
-def test_directories_that_are_no_run_are_refused(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="file is no directory"):
-        resume_point(tmp_path / "file", recipe())
-    for content in (None, "", "- a", "a: [", b"\xff"):
-        other = tmp_path / "other"
-        shutil.rmtree(other, ignore_errors=True)
-        other.mkdir()
-        (other / "thesis.txt").write_text("mine")
-        if content is not None:
-            (other / "config.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
-        with pytest.raises(UserError, match="not empty and no run directory"):
-            resume_point(other, recipe())
-    (tmp_path / "other" / "config.yaml").write_text("batch_size: 3\n")
-    with pytest.raises(UserError, match="holds another run"):
-        resume_point(tmp_path / "other", recipe())
-
-
-def test_a_run_whose_checkpoints_are_all_broken_is_not_begun_anew(run):
-    flip_bit(run / "checkpoints" / "step_4" / "trainer.json", 3)
-    path, faults = resume_point(run, recipe())
-    assert path == run / "checkpoints" / "step_2" and "step_4/trainer.json" in faults[0]
-    flip_bit(run / "checkpoints" / "step_2" / "trainer.json", 3)
-    with pytest.raises(DataError, match=r"no older checkpoint is whole: delete .* to begin anew"):
-        resume_point(run, recipe())
-
-
-def test_a_run_killed_before_its_first_checkpoint_begins_anew(tmp_path):
-    record_start(tmp_path / "run", recipe(), {}, [])
-    (tmp_path / "run" / "checkpoints" / ".step_2.5.tmp").mkdir()
-    assert resume_point(tmp_path / "run", recipe()) == (None, [])
-
-
-# Records that grow
-
-
-def test_records_are_cut_back_to_where_the_run_goes_on(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    lines = JsonLines(path, 0)
-    for step in range(1, 7):
-        lines.append(step=step, loss=1 / step)
-    original = path.read_text().splitlines(keepends=True)
-    again = JsonLines(path, 4)
-    assert path.read_text() == "".join(original[:4])
-    again.append(step=5, loss=0.25)
-    assert [line["step"] for line in read_json_lines(path)] == [1, 2, 3, 4, 5]
-    assert names(tmp_path) == ["metrics.jsonl"]
-
-
-def test_numbers_that_are_none_become_null(tmp_path):
-    lines = JsonLines(tmp_path / "metrics.jsonl", 0)
-    lines.append(step=1, loss=float("nan"), gradient_norm=float("inf"), event="skipped")
-    assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == {
-        "step": 1,
-        "loss": None,
-        "gradient_norm": None,
-        "event": "skipped",
-    }
-
-
-@pytest.mark.parametrize("tail", [b'{"step": 3, "lo', b"\0" * 40, b"{", b'{"step": 3}\n{"st'])
-def test_a_last_line_cut_by_a_kill_is_left_out(tmp_path, tail):
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
-    JsonLines(path, 2).append(step=3)
-    assert path.read_bytes() == b'{"step": 1}\n{"step": 2}\n{"step": 3}\n'
-    assert read_json_lines(tmp_path / "missing.jsonl") == []

@@ -32,12 +32,15 @@ def write_job(directory: Path, name: str, stage: int, compiled: bool) -> list[st
     """The arguments that train into directory/name, with every option that the forward pass depends on."""
     from tests.support.runs import recipe_values, train_command, write_deepspeed, write_recipe
 
-    values = recipe_values(directory / "shards", directory / "teacher")
-    values["compaction"] |= {"selection": "taylor", "decay": "penalty"}
-    values["compaction"] |= {"start_step": START, "increments": INCREMENTS, "decay_steps": DECAY}
-    values["data"]["separate_documents"] = True
-    values["train"] |= {"steps": STEPS, "checkpoint_every": 100, "evaluate_every": 4, "dropout": 0.0}
-    values["train"] |= {"compile": compiled}
+    schedule = {"start_step": START, "increments": INCREMENTS, "decay_steps": DECAY}
+    length = {"steps": STEPS, "checkpoint_every": 100, "evaluate_every": 4}
+    values = recipe_values(
+        directory / "shards",
+        directory / "teacher",
+        data={"separate_documents": True},
+        compaction={"selection": "taylor", "decay": "penalty", **schedule},
+        train={"dropout": 0.0, "compile": compiled, **length},
+    )
     recipe = write_recipe(directory / f"{name}.yaml", values)
     deepspeed = write_deepspeed(directory / f"{name}.json", zero_optimization={"stage": stage}, gradient_clipping=1.0)
     return train_command({"recipe": recipe, "deepspeed": deepspeed}, directory / name)

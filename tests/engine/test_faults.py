@@ -11,19 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
-from pipeline.config import Recipe, load_recipe
+from pipeline.config import Recipe
 from pipeline.engine.checkpoint import Checkpoint, all_checkpoints, load_checkpoint, save_checkpoint
 from pipeline.engine.run_directory import record_start, resume_point
 from pipeline.errors import DataError
 from pipeline.models import build_model, save_config
+from pipeline.parsing import build
 from pipeline.records import read_json_lines
 from tests.engine.faults.harness import HITS, Harness, differences, plan
 from tests.engine.faults.processes import Job, launch
 from tests.support import ROOT
 from tests.support.models import random_teacher
-from tests.support.runs import make_shards, vocabulary_of, write_deepspeed
+from tests.support.runs import make_shards, recipe_values, vocabulary_of, write_deepspeed, write_recipe
 from tests.support.shards import flip_bit
 
 QUICK_KILLS, ALL_KILLS = 3, 20
@@ -91,15 +91,7 @@ def trained(tmp_path_factory) -> tuple[Path, Recipe]:
     directory = tmp_path_factory.mktemp("damage")
     shards = make_shards(directory / "shards")
     random_teacher(2, 24, 3, vocab=vocabulary_of(shards)).save_pretrained(directory / "teacher")
-    values = {
-        "teacher": {"path": str(directory / "teacher")},
-        "data": {"shards": str(shards), "seq_len": 16},
-        "target": {"hidden": 15, "head_size": 5},
-        "compaction": {"start_step": 1, "interval_steps": 1, "increments": 1, "decay_steps": 1},
-        "train": {"steps": 9},
-    }
-    (directory / "recipe.yaml").write_text(yaml.safe_dump(values))
-    recipe = load_recipe(directory / "recipe.yaml", [])
+    recipe = build(Recipe, recipe_values(shards, directory / "teacher", train={"steps": 9}), "test")
     run = directory / "run"
     record_start(run, recipe, {}, ["train.py"])
     built = build_model(recipe, vocabulary_of(shards))
@@ -165,17 +157,11 @@ def test_two_ranks_one_rank_two_ranks_and_zero_1_3_1_are_one_run(tmp_path):
     """Dropout 0; the moved run repeats the selections of the straight one, and reads the same windows in order."""
     shards = make_shards(tmp_path / "shards")
     random_teacher(2, 24, 3, vocab=vocabulary_of(shards)).save_pretrained(tmp_path / "teacher")
-    recipe = {
-        "teacher": {"path": str(tmp_path / "teacher")},
-        "data": {"shards": str(shards), "seq_len": 16, "heldout_windows": 10},
-        "target": {"hidden": 15, "head_size": 5, "intermediate": 31},
-        "compaction": {"start_step": 2, "interval_steps": 1, "increments": 3, "decay_steps": 2},
-        "train": {"steps": MOVED_STEPS, "global_batch": MOVED_BATCH, "lr": 1e-3, "compactor_lr": 2e-3, "dropout": 0.0}
-        | {"log_every": 1},
-    }
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    recipe["compaction"]["replay"] = str(tmp_path / "straight" / "selection.jsonl")
-    (tmp_path / "replay.yaml").write_text(yaml.safe_dump(recipe))
+    train = {"steps": MOVED_STEPS, "global_batch": MOVED_BATCH, "dropout": 0.0, "checkpoint_every": 1}
+    for name, replay in (("recipe", None), ("replay", str(tmp_path / "straight" / "selection.jsonl"))):
+        schedule = {"start_step": 2, "increments": 3, "decay_steps": 2, "replay": replay}
+        values = recipe_values(shards, tmp_path / "teacher", compaction=schedule, train=train)
+        write_recipe(tmp_path / f"{name}.yaml", values)
     stages = {
         stage: write_deepspeed(tmp_path / f"zero{stage}.json", zero_optimization={"stage": stage}) for stage in (1, 3)
     }

@@ -113,8 +113,8 @@ class LongRun:
     """
 
     def __init__(self, inputs: dict[str, Path], directory: Path, launcher: str, **changes: int) -> None:
-        values = recipe_values(inputs["shards"], inputs["teacher"])
-        values["train"] |= {"steps": 100_000, "checkpoint_every": 100_000, "evaluate_every": 100_000, **changes}
+        train = {"steps": 100_000, "checkpoint_every": 100_000, "evaluate_every": 100_000, **changes}
+        values = recipe_values(inputs["shards"], inputs["teacher"], train=train)
         self.inputs = {**inputs, "recipe": write_recipe(directory / "recipe.yaml", values)}
         self.run, self.launcher, self.lives = directory / "run", launcher, 0
 

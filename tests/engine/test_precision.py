@@ -1,10 +1,4 @@
-"""Loss scaling, offloading and steps without finite numbers, in real 2-rank jobs that share one process group.
-
-    torchrun --nproc_per_node 2 tests/engine/test_precision.py JOBS.json RESULTS.jsonl
-
-This file is the worker as well: it may use fp16 on a CPU, which DeepSpeed refuses outside tests, and it can spoil the
-loss or the gradient of chosen steps.
-"""
+"""Loss scaling, offloading and steps without finite numbers, in real 2-rank jobs that share one process group."""
 
 import json
 import math
@@ -14,15 +8,18 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
-
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.config import load_recipe
+from pipeline.data.open import open_training_data
+from pipeline.engine.student import fold_run
 from tests.support import ROOT
+from tests.support.runs import make_shards, make_teacher, recipe_values, vocabulary_of, write_recipe
 
+WORKER = str(Path(__file__).with_name("spoiling_worker.py"))
 STEPS, CHECKPOINT = 8, 2
 """The schedule ends, and the model is narrowed, between the first checkpoint and the next."""
 SPOILED = 5
@@ -62,12 +59,10 @@ def job(
     **spoil: object,
 ) -> dict:
     """What the worker needs to train into directory/name."""
-    from tests.support.runs import recipe_values, write_recipe
-
-    values = recipe_values(directory / "shards", directory / "teacher")
-    values["compaction"] |= {"increments": 2, **(compaction or {})}
-    values["train"] |= {"steps": STEPS, "global_batch": 8, "checkpoint_every": CHECKPOINT, "keep_checkpoints": 9}
-    values["train"] |= {"evaluate_every": 4, **(train or {})}
+    length = {"steps": STEPS, "global_batch": 8, "evaluate_every": 4}
+    kept = {"checkpoint_every": CHECKPOINT, "keep_checkpoints": 9}
+    sections = {"compaction": {"increments": 2, **(compaction or {})}, "train": {**length, **kept, **(train or {})}}
+    values = recipe_values(directory / "shards", directory / "teacher", **sections)
     recipe = write_recipe(directory / f"{name}.yaml", values)
     deepspeed = directory / f"{name}.json"
     deepspeed.write_text(json.dumps(config))
@@ -79,7 +74,7 @@ def run_jobs(directory: Path, jobs: dict[str, dict]) -> dict[str, str]:
     """Train each in turn; returns how each ended: `done`, or the sentence of its error."""
     listing, results = directory / "jobs.json", directory / f"results_{next(iter(jobs))}.jsonl"
     listing.write_text(json.dumps(list(jobs.values())))
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", __file__]
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", WORKER]
     command += [str(listing), str(results)]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
@@ -88,8 +83,6 @@ def run_jobs(directory: Path, jobs: dict[str, dict]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    from tests.support.runs import make_shards, make_teacher, vocabulary_of
-
     directory = tmp_path_factory.mktemp("precision")
     make_teacher(directory / "teacher", vocabulary_of(make_shards(directory / "shards")))
 
@@ -178,9 +171,6 @@ def test_a_step_without_finite_numbers_changes_nothing_on_any_rank(runs, name):
 
 
 def test_a_skipped_step_names_its_windows(runs):
-    from pipeline.config import load_recipe
-    from pipeline.data.open import open_training_data
-
     recipe = load_recipe(runs / "zero0_fp32-loss" / "config.yaml", [])
     data, _, _ = open_training_data(recipe.data, recipe.train.seed)
     _, _, windows = data.locate(np.arange((SPOILED - 1) * 8, SPOILED * 8))
@@ -267,8 +257,6 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_uninterrupted_one_does(runs, n
 
 @pytest.mark.parametrize("name", FP16 + OFFLOADED)
 def test_the_student_is_the_trained_model(runs, name):
-    from pipeline.fold import fold_run
-
     fold_run(runs / name, runs / f"student_{name}")
     report = json.loads((runs / f"student_{name}" / "fold.json").read_text())
     assert report["max_logit_diff_fp64"] <= 1e-10 and report["step"] == STEPS
@@ -283,135 +271,3 @@ def test_offloading_changes_where_not_what(runs):
     losses = [[record["loss"] for record in records(runs / name)] for name in OFFLOADED]
     for others in losses[1:]:
         np.testing.assert_allclose(others, losses[0], rtol=5e-3)
-
-
-# The judge alone
-
-
-def result(loss: float, **changes):
-    from pipeline.engine.soundness import StepResult
-
-    return StepResult(**{"loss": loss, "accuracy": 0.5, "applied": True, "loss_scale": None} | changes, **SOUND)
-
-
-SOUND = {"can_lower": False, "stop": False}
-
-
-def test_a_spike_is_pointed_out_and_a_new_level_is_learned():
-    from pipeline.engine.soundness import Judge
-
-    judge, draw = Judge(), np.random.default_rng(0)
-    losses = 5 - np.arange(400) / 400 + draw.normal(0, 0.1, 400)
-    assert [judge.judge(result(float(loss))) for loss in losses] == [None] * 400
-    assert judge.judge(result(6.5)) == "spike" and judge.judge(result(4.0)) is None
-    events = [judge.judge(result(7.0 + float(noise))) for noise in draw.normal(0, 0.1, 200)]
-    assert events[0] == "spike" and 1 < events.count("spike") < 60 and events[60:] == [None] * 140
-
-
-def test_a_judge_goes_on_where_its_checkpoint_was():
-    from pipeline.engine.soundness import Judge
-
-    judge, draw = Judge(), np.random.default_rng(1)
-    for loss in draw.normal(5, 0.1, 80):
-        judge.judge(result(float(loss)))
-    judge.judge(result(math.nan, applied=False))
-    other = Judge()
-    other.load_state_dict(json.loads(json.dumps(judge.state_dict())))
-    assert vars(other) == vars(judge) and other.in_a_row == other.skipped == 1
-
-
-def test_overflows_that_lower_the_loss_scale_are_not_counted_in_a_row():
-    from pipeline.engine.soundness import Judge, StepResult
-
-    judge = Judge()
-    overflow = StepResult(2.0, 0.5, applied=False, loss_scale=1024.0, can_lower=True, stop=False)
-    at_least = StepResult(2.0, 0.5, applied=False, loss_scale=1.0, can_lower=False, stop=False)
-    no_loss = StepResult(math.inf, 0.5, applied=False, loss_scale=1024.0, can_lower=True, stop=False)
-    assert [judge.judge(step) for step in (overflow, overflow)] == ["overflow"] * 2 and judge.in_a_row == 0
-    assert [judge.judge(step) for step in (at_least, no_loss)] == ["skipped"] * 2 and judge.in_a_row == 2
-    assert judge.skipped == 4
-    judge.judge(result(2.0))
-    assert judge.in_a_row == 0
-
-
-def test_windows_are_listed_by_source_and_not_all_of_them():
-    from pipeline.engine.soundness import describe_windows
-
-    assert describe_windows([[3, 1]]) == "windows 3, 1"
-    assert (
-        describe_windows([[3], [], [1, 2, 4]], most=2) == "windows 3 of source 1; windows 1, 2 and 1 more of source 3"
-    )
-
-
-# The worker
-
-
-class InfiniteGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, loss):
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * math.inf
-
-
-SPOILT = {"loss": lambda loss: loss * math.nan, "gradient": InfiniteGradient.apply, "spike": lambda loss: loss + 4.0}
-
-
-def spoiling(trainer_module, rank: int):
-    """Let jobs spoil steps; returns a function that takes the next job."""
-    plan, now = {}, [0]
-    seed_dropout, masked_lm_loss = trainer_module.seed_dropout, trainer_module.masked_lm_loss
-
-    def remember_step(*keys):
-        now[0] = keys[1] + 1
-        seed_dropout(*keys)
-
-    def spoiled_loss(logits, labels):
-        loss, accuracy = masked_lm_loss(logits, labels)
-        if torch.is_grad_enabled() and rank == 1 and now[0] in plan.get("steps", []):
-            loss = SPOILT[plan["spoil"]](loss)
-        return loss, accuracy
-
-    trainer_module.seed_dropout, trainer_module.masked_lm_loss = remember_step, spoiled_loss
-
-    def take(job: dict) -> None:
-        plan.clear()
-        plan.update(job)
-
-    return take
-
-
-def work(listing: str, results: str) -> None:
-    from deepspeed.accelerator import get_accelerator
-
-    from pipeline import train
-    from pipeline.config import load_recipe
-    from pipeline.engine import distributed
-    from pipeline.engine import trainer as trainer_module
-    from pipeline.errors import UserError
-
-    accelerator = get_accelerator()
-    accelerator.is_fp16_supported = lambda: True
-    accelerator.supported_dtypes = lambda: [torch.float, torch.bfloat16, torch.half]
-    torch.set_num_threads(1)
-    world = distributed.start(timeout_minutes=30)
-    take = spoiling(trainer_module, world.rank)
-    for line in json.loads(Path(listing).read_text()):
-        take(line)
-        sys.argv = ["train.py", *line["arguments"]]
-        arguments, overrides = train.parse_arguments()
-        try:
-            assert train.train(load_recipe(arguments.config, overrides), arguments, world)
-            ended = "done"
-        except UserError as error:
-            ended = str(error)
-        if world.is_main:
-            with open(results, "a") as stream:
-                stream.write(json.dumps(ended) + "\n")
-    distributed.stop()
-
-
-if __name__ == "__main__":
-    work(*sys.argv[1:])

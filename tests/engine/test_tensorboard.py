@@ -76,9 +76,8 @@ def newest_checkpoint(run: Path) -> int:
 def run(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("board")
     inputs = prepare(directory)
-    values = recipe_values(inputs["shards"], inputs["teacher"])
-    values["compaction"] = SCHEDULE
-    values["train"] |= {"steps": STEPS, "checkpoint_every": CHECKPOINT, "evaluate_every": EVALUATE}
+    train = {"steps": STEPS, "checkpoint_every": CHECKPOINT, "evaluate_every": EVALUATE}
+    values = recipe_values(inputs["shards"], inputs["teacher"], compaction=SCHEDULE, train=train)
     write_recipe(inputs["recipe"], values)
     script, run = str(ROOT / "pipeline" / "train.py"), directory / "run"
 

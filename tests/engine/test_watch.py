@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.engine.watch import EXIT_HUNG
+from pipeline.errors import EXIT_HUNG
 from tests.engine.faults.processes import free_port
 from tests.support import ROOT
 from tests.support.runs import prepare, recipe_values, train_command, write_recipe
@@ -75,9 +75,8 @@ def start(inputs, tmp_path):
     started = []
 
     def begin(**train) -> Ranks:
-        values = recipe_values(inputs["shards"], inputs["teacher"])
         endless = {"steps": 1_000_000, "checkpoint_every": 100_000, "evaluate_every": 100_000}
-        values["train"] |= {**endless, **train}
+        values = recipe_values(inputs["shards"], inputs["teacher"], train={**endless, **train})
         write_recipe(inputs["recipe"], values)
         script = str(ROOT / "pipeline" / "train.py")
         started.append(Ranks(tmp_path, script, *train_command(inputs, tmp_path / "run")))

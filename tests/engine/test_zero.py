@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from tests.support import ROOT
+from tests.support import runs as tiny
 from tests.support.models import random_teacher
 from tests.support.shards import tiny_shards
 
@@ -26,50 +26,39 @@ STEPS, CHECKPOINT, LATER_CHECKPOINT = 12, 4, 8
 """The first lies in the warm-up; between the two the schedule ends and the model is narrowed."""
 
 
-def write_recipe(directory: Path, shards: Path, teacher: Path, **changes: dict) -> Path:
-    recipe = {
-        "method": "wid",
-        "teacher": {"path": str(teacher)},
-        "data": {"shards": str(shards), "seq_len": 16, "heldout_windows": 10},
-        "target": {"hidden": 15, "head_size": 5, "intermediate": 31},
-        "compaction": {"start_step": 2, "interval_steps": 1, "increments": 3, "decay_steps": 2},
-        "train": {
-            "steps": STEPS,
-            "global_batch": 16,
-            "lr": 1e-3,
-            "compactor_lr": 2e-3,
-            "warmup": 0.5,
-            "dropout": 0.1,
-            "checkpoint_every": CHECKPOINT,
-            "evaluate_every": 5,
-            "log_every": 1,
-            "keep_checkpoints": 9,
-        },
-    }
-    for section, values in changes.items():
-        recipe[section] = {**recipe[section], **values}
-    path = directory / f"recipe_{len(list(directory.glob('recipe_*')))}.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
+TRAIN = {
+    **{"steps": STEPS, "global_batch": 16, "warmup": 0.5, "dropout": 0.1},
+    **{"checkpoint_every": CHECKPOINT, "evaluate_every": 5, "keep_checkpoints": 9},
+}
+COMPACTION = {"start_step": 2, "increments": 3, "decay_steps": 2}
+
+
+def write_recipe(directory: Path, name: str, **sections: dict) -> Path:
+    """A recipe for the shards and the teacher in `directory`."""
+    sections["compaction"] = {**COMPACTION, **sections.get("compaction", {})}
+    values = tiny.recipe_values(
+        directory / "shards", directory / "teacher", train={**TRAIN, **sections.get("train", {})}, **sections
+    )
+    return tiny.write_recipe(directory / f"{name}.yaml", values)
 
 
 def write_deepspeed(directory: Path, stage: int, micro: int, precision: str = "fp32") -> Path:
-    config = {
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_clipping": 1.0,
-        "zero_optimization": {"stage": stage},
-        precision: {"enabled": True},
-    }
-    if precision == "fp32":
-        del config["fp32"]
     path = directory / f"zero{stage}_{precision}_{micro}.json"
-    path.write_text(json.dumps(config))
-    return path
+    enabled = {} if precision == "fp32" else {precision: {"enabled": True}}
+    return tiny.write_deepspeed(
+        path,
+        train_micro_batch_size_per_gpu=micro,
+        gradient_clipping=1.0,
+        zero_optimization={"stage": stage},
+        **enabled,
+    )
 
 
 def run_jobs(directory: Path, ranks: int, jobs: dict[str, tuple[Path, Path]]) -> None:
-    """Train every job (name -> recipe, DeepSpeed configuration) into directory/name, in one process group; those
-    whose names begin with `whole` without narrowing."""
+    """Train every job (name -> recipe, DeepSpeed configuration) into directory/name, in one process group.
+
+    Those whose names begin with `whole` are trained without narrowing.
+    """
     lines = [
         [
             *(["whole"] if name.startswith("whole") else []),
@@ -97,15 +86,13 @@ def runs(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("zero")
     shards = tiny_shards(directory / "shards", words=800)
     vocab = json.loads((shards / "manifest.json").read_text())["vocab_size"]
-    teacher = directory / "teacher"
-    random_teacher(2, 24, 3, vocab=vocab).save_pretrained(teacher)
+    random_teacher(2, 24, 3, vocab=vocab).save_pretrained(directory / "teacher")
 
-    recipe = write_recipe(directory, shards, teacher)
-    no_dropout = write_recipe(directory, shards, teacher, train={"dropout": 0.0})
+    recipe = write_recipe(directory, "recipe")
+    no_dropout = write_recipe(directory, "no_dropout", train={"dropout": 0.0})
     penalty = write_recipe(
         directory,
-        shards,
-        teacher,
+        "penalty",
         compaction={"decay": "penalty", "selection": "norm", "strategy": "head"},
         target={"hidden": 16, "head_size": 8},
     )
@@ -209,7 +196,7 @@ def test_fifty_narrowed_steps_follow_those_at_full_width_under_every_stage(tmp_p
     shards = tiny_shards(tmp_path / "shards", words=800)
     vocab = json.loads((shards / "manifest.json").read_text())["vocab_size"]
     random_teacher(2, 24, 3, vocab=vocab).save_pretrained(tmp_path / "teacher")
-    recipe = write_recipe(tmp_path, shards, tmp_path / "teacher", train={"dropout": 0.0, "steps": 58})
+    recipe = write_recipe(tmp_path, "recipe", train={"dropout": 0.0, "steps": 58})
     jobs = {
         f"{kind}_{stage}": (recipe, write_deepspeed(tmp_path, stage, micro=8))
         for stage in STAGES
@@ -231,7 +218,7 @@ def test_fifty_narrowed_steps_follow_those_at_full_width_under_every_stage(tmp_p
     "name", [f"zero{s}" for s in STAGES] + ["bf16"] + [f"bf16_zero{s}" for s in (1, 2, 3)] + ["penalty_zero3"]
 )
 def test_the_student_is_the_trained_model_under_every_stage(runs, name):
-    from pipeline.fold import fold_run
+    from pipeline.engine.student import fold_run
 
     student = runs / f"student_{name}"
     fold_run(runs / name, student)
@@ -247,7 +234,7 @@ def test_the_trainer_measures_what_the_student_scores(runs):
 
     from pipeline.config import load_recipe
     from pipeline.data.open import open_training_data
-    from pipeline.fold import fold_run
+    from pipeline.engine.student import fold_run
 
     student = runs / "student_measured"
     fold_run(runs / "zero2", student)

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassificat
 from pipeline import evaluate
 from pipeline.errors import run_entry_point
 from pipeline.evaluation import encoder as encoders
-from pipeline.evaluation.glue import run as glue_run
+from pipeline.evaluation import finetune
 from tests.support import ROOT
 
 WORDS = [f"w{i}" for i in range(20)]
@@ -102,7 +102,7 @@ def test_learns_keeps_predictions_and_is_deterministic(run, tmp_path, model, dat
     first, again = tmp_path / "first", tmp_path / "again"
     code, out, err = run(first, seeds="1,2")
     assert (code, err) == (0, "")
-    assert len(out.splitlines()) == 8  # three lines for each seed and a table of two: the library prints nothing
+    assert len(out.splitlines()) == 9  # three lines for each seed and a table of three: the library prints nothing
     results = json.loads((first / "results.json").read_text())
     entry = results["tasks"]["sst2"]
     rows = predictions(first, "sst2", 1)
@@ -125,7 +125,7 @@ def test_restart_repeats_only_what_is_missing(run, tmp_path, monkeypatch):
     output = tmp_path / "out"
     short = ["--epochs", "1", "--max-length", "16"]
     calls = []
-    whole = glue_run.fine_tune
+    whole = finetune.fine_tune
 
     def killed_at_seed_2(task, encoder, seed, settings):
         calls.append((task.name, seed))
@@ -133,14 +133,14 @@ def test_restart_repeats_only_what_is_missing(run, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return whole(task, encoder, seed, settings)
 
-    monkeypatch.setattr(glue_run, "fine_tune", killed_at_seed_2)
+    monkeypatch.setattr(finetune, "fine_tune", killed_at_seed_2)
     with pytest.raises(KeyboardInterrupt):
         run(output, tasks="mnli,mnli_mm", seeds="1,2", settings=short)
     interrupted = json.loads((output / "results.json").read_text())
     assert not interrupted["complete"] and list(interrupted["tasks"]["mnli"]["accuracy"]["seeds"]) == ["1"]
     kept = (output / "predictions/mnli_1.jsonl").stat().st_mtime_ns
 
-    monkeypatch.setattr(glue_run, "fine_tune", lambda *a: (calls.append((a[0].name, a[2])), whole(*a))[1])
+    monkeypatch.setattr(finetune, "fine_tune", lambda *a: (calls.append((a[0].name, a[2])), whole(*a))[1])
     code, out, _ = run(output, tasks="mnli,mnli_mm", seeds="1,2", settings=short)
     assert code == 0 and calls == [("mnli", 1), ("mnli", 2), ("mnli", 2)]
     assert (output / "predictions/mnli_1.jsonl").stat().st_mtime_ns == kept

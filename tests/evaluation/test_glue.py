@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import DataError, UserError
+from pipeline.errors import DataError
 from pipeline.evaluation.glue import hub as glue_hub
+from pipeline.evaluation.glue.average import glue_average
 from pipeline.evaluation.glue.load import load_task
-from pipeline.evaluation.glue.tasks import GLUE, TASKS, parse_tasks
+from pipeline.evaluation.glue.tasks import GLUE, GLUE_TASKS, trained_tasks
 from pipeline.evaluation.metrics import compute, summarise
-from pipeline.evaluation.table import format_table, glue_average
+from pipeline.evaluation.results import Results
+from pipeline.evaluation.table import format_table
 from tests.support import ROOT
 
 REAL = Path(os.environ.get("WID_SHARED_DATA", ROOT.parent / "shared" / "data")) / "glue"
@@ -51,7 +53,7 @@ LAYOUTS = {
 
 def write_task(root, name, lines, stem="train", newline="\n"):
     header = LAYOUTS[name][0]
-    path = root / TASKS[name].folder / f"{stem}.tsv"
+    path = root / GLUE_TASKS[name].folder / f"{stem}.tsv"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes((newline.join([*([header] if header else []), *lines]) + newline).encode("utf-8"))
     return path
@@ -61,10 +63,10 @@ def write_task(root, name, lines, stem="train", newline="\n"):
 @pytest.mark.parametrize("name", list(LAYOUTS))
 def test_reads_the_official_layout(tmp_path, name, newline):
     _, row, texts, label = LAYOUTS[name]
-    for stem in ("train", *(dev.stem for dev in TASKS[name].dev_sets)):
+    for stem in ("train", *(dev.stem for dev in GLUE_TASKS[name].dev_sets)):
         write_task(tmp_path, name, [row, row], stem, newline)
-    data = load_task(TASKS[name], str(tmp_path))
-    assert data.missing == {} and set(data.dev) == {dev.name for dev in TASKS[name].dev_sets}
+    data = load_task(GLUE_TASKS[name], str(tmp_path))
+    assert data.missing == {} and set(data.dev) == {dev.name for dev in GLUE_TASKS[name].dev_sets}
     assert [(row.index, row.texts, row.label) for row in data.train.examples] == [(0, texts, label), (1, texts, label)]
     if name == "qqp":  # both dev pairs are trained on
         assert data.dev["qqp"].examples == []
@@ -85,33 +87,33 @@ def test_reads_the_official_layout(tmp_path, name, newline):
 def test_malformed_row_names_file_and_line(tmp_path, name, row, expected):
     write_task(tmp_path, name, [LAYOUTS[name][1], row])
     with pytest.raises(DataError, match=expected):
-        load_task(TASKS[name], str(tmp_path))
+        load_task(GLUE_TASKS[name], str(tmp_path))
 
 
 def test_other_bad_files(tmp_path):
     with pytest.raises(DataError, match="RTE: there is no such folder"):
-        load_task(TASKS["rte"], str(tmp_path))
+        load_task(GLUE_TASKS["rte"], str(tmp_path))
     path = write_task(tmp_path, "rte", [])
     with pytest.raises(DataError, match="no rows"):
-        load_task(TASKS["rte"], str(tmp_path))
+        load_task(GLUE_TASKS["rte"], str(tmp_path))
     path.write_bytes(b"index\tsentence1\tsentence2\tlabel\n0\tA\xff.\tB.\tentailment\n")
     with pytest.raises(DataError, match="line 2: byte 3 of the line is not utf-8"):
-        load_task(TASKS["rte"], str(tmp_path))
+        load_task(GLUE_TASKS["rte"], str(tmp_path))
     path.write_text("index\tpremise\n0\tA\n")
     with pytest.raises(DataError, match="line 1: the header has no column 'sentence1'"):
-        load_task(TASKS["rte"], str(tmp_path))
+        load_task(GLUE_TASKS["rte"], str(tmp_path))
     write_task(tmp_path, "rte", [LAYOUTS["rte"][1]])
     with pytest.raises(DataError, match=r"dev\.tsv: there is no such file"):
-        load_task(TASKS["rte"], str(tmp_path))
+        load_task(GLUE_TASKS["rte"], str(tmp_path))
 
 
 def test_mrpc_from_the_original_file(tmp_path):
     path = write_task(tmp_path, "mrpc", [f"{i % 2}\t{i}\t{i + 1}\tA {i}\tB {i}" for i in range(6)], newline="\r\n")
     path.rename(path.with_name("msr_paraphrase_train.txt"))
     with pytest.raises(DataError, match=r"dev_ids\.tsv"):
-        load_task(TASKS["mrpc"], str(tmp_path))
+        load_task(GLUE_TASKS["mrpc"], str(tmp_path))
     path.with_name("dev_ids.tsv").write_text("1\t2\n4\t5\n9\t9\n")
-    data = load_task(TASKS["mrpc"], str(tmp_path))
+    data = load_task(GLUE_TASKS["mrpc"], str(tmp_path))
     assert [row.texts[0] for row in data.dev["mrpc"].examples] == ["A 1", "A 4"]
     assert [row.texts[0] for row in data.train.examples] == ["A 0", "A 2", "A 3", "A 5"]
 
@@ -120,7 +122,7 @@ def test_qqp_broken_rows_and_overlap(tmp_path):
     rows = [f"{i}\t1\t2\tWhy {i}?\tHow {i}?\t{i % 2}" for i in range(5)]
     write_task(tmp_path, "qqp", [*rows, "9\t1\t2\ttorn", "apart\tHow?\t0"])
     write_task(tmp_path, "qqp", ["0\t1\t2\tHow 3?\tWhy 3?\t1", "1\t1\t2\tNew?\tNewer?\t0"], "partition_dev10k")
-    data = load_task(TASKS["qqp"], str(tmp_path))
+    data = load_task(GLUE_TASKS["qqp"], str(tmp_path))
     assert [(row.index, row.texts) for row in data.dev["qqp"].examples] == [(1, ("New?", "Newer?"))]
     assert data.describe("qqp") == (
         "train: train.tsv, 5 rows (official: 363,846), 2 broken rows skipped; "
@@ -128,52 +130,48 @@ def test_qqp_broken_rows_and_overlap(tmp_path):
     )
     with pytest.raises(DataError, match="line 57: 1 columns where 6"):
         write_task(tmp_path, "qqp", [*rows, *(["torn"] * 51)])
-        load_task(TASKS["qqp"], str(tmp_path))
+        load_task(GLUE_TASKS["qqp"], str(tmp_path))
 
 
 def test_full_means_official_file_and_official_count(tmp_path):
     rows = [f"{i}\tA {i}.\tB.\t{i % 2}" for i in range(635)]
     write_task(tmp_path, "wnli", rows)
     write_task(tmp_path, "wnli", rows[:71], "dev")
-    full = load_task(TASKS["wnli"], str(tmp_path))
+    full = load_task(GLUE_TASKS["wnli"], str(tmp_path))
     assert full.describe("wnli") == "full"
     write_task(tmp_path, "wnli", rows[:70], "dev")
-    short = load_task(TASKS["wnli"], str(tmp_path))
+    short = load_task(GLUE_TASKS["wnli"], str(tmp_path))
     assert short.describe("wnli") == "train: full; dev: dev.tsv, 70 rows (official: 71)"
     assert short.fingerprint("wnli") != full.fingerprint("wnli")
     (tmp_path / "WNLI/train.tsv").rename(tmp_path / "WNLI/train_subset1k.tsv")
-    subset = load_task(TASKS["wnli"], str(tmp_path)).describe("wnli")
+    subset = load_task(GLUE_TASKS["wnli"], str(tmp_path)).describe("wnli")
     assert subset.startswith("train: train_subset1k.tsv, 635 rows (official: 635)")
     write_task(tmp_path, "wnli", rows, "train_subset2k")
     with pytest.raises(DataError, match="several in its place"):
-        load_task(TASKS["wnli"], str(tmp_path))
+        load_task(GLUE_TASKS["wnli"], str(tmp_path))
 
 
 def test_missing_mismatched_set_is_reported(tmp_path):
     for stem in ("train", "dev_matched"):
         write_task(tmp_path, "mnli", [LAYOUTS["mnli"][1]], stem)
-    data = load_task(TASKS["mnli"], str(tmp_path))
+    data = load_task(GLUE_TASKS["mnli"], str(tmp_path))
     assert list(data.dev) == ["mnli"]
     assert data.missing == {"mnli_mm": "MNLI/dev_mismatched.tsv is not in the data directory"}
 
 
 def test_hub_rows_become_the_same_examples():
     rows = [{"premise": "A.", "hypothesis": "B.", "label": 2, "idx": 0}]
-    (example,) = glue_hub.convert(TASKS["mnli"], rows, "train").examples
+    (example,) = glue_hub.convert(GLUE_TASKS["mnli"], rows, "train").examples
     assert (example.texts, example.label) == (("A.", "B."), 2)
     with pytest.raises(DataError, match="row 0: label -1 is no class"):
-        glue_hub.convert(TASKS["mnli"], [{**rows[0], "label": -1}], "test")
-    score = glue_hub.convert(TASKS["stsb"], [{"sentence1": "A", "sentence2": "B", "label": 2.5}], "train")
+        glue_hub.convert(GLUE_TASKS["mnli"], [{**rows[0], "label": -1}], "test")
+    score = glue_hub.convert(GLUE_TASKS["stsb"], [{"sentence1": "A", "sentence2": "B", "label": 2.5}], "train")
     assert score.examples[0].label == 2.5
 
 
 def test_task_lists():
-    assert parse_tasks("glue") == list(GLUE)
-    assert parse_tasks("mnli_mm, rte,mnli,rte") == ["mnli", "rte"]
-    with pytest.raises(
-        UserError, match=r"unknown task 'squad_v1'; known are cola, sst2, .*, mnli_mm, .*, wnli, word_order, glue\."
-    ):
-        parse_tasks("sst2,squad_v1")
+    assert trained_tasks(["glue"]) == list(GLUE)
+    assert trained_tasks(["mnli_mm", "rte", "mnli", "rte"]) == ["mnli", "rte"]
 
 
 def test_metrics_against_hand_computations():
@@ -201,15 +199,17 @@ def test_summary_and_average():
         "seeds": {"1": 0.7, "2": 0.5},
     }
     assert summarise({3: 0.5})["std"] == 0.0
-    tasks = {name: {"data": "full", **{metric: summarise({1: 0.5}) for metric in TASKS[name].metrics}} for name in GLUE}
+    tasks = {
+        name: {"data": "full", **{metric: summarise({1: 0.5}) for metric in GLUE_TASKS[name].metrics}} for name in GLUE
+    }
     tasks["mnli_mm"] = {"data": "full", "accuracy": summarise({1: 0.9})}
     tasks["mrpc"]["f1"] = summarise({1: 0.7})
-    average = glue_average(tasks)
+    average = glue_average(Results({"tasks": tasks}))
     assert average["mean"] == pytest.approx((6 * 0.5 + 0.7 + 0.6) / 8)
-    table = format_table({"tasks": tasks, "not_available": {}, "glue_average": average})
-    assert table.splitlines()[-1].split() == ["glue", "average", "0.5375", "±", "0.0000", "1"]
+    table = format_table(Results({"tasks": tasks, "not_available": {}, "glue_average": average}))
+    assert table.splitlines()[-1].replace("|", "").split() == ["glue", "average", "0.5375", "±", "0.0000", "1"]
     del tasks["rte"]
-    assert glue_average(tasks) is None
+    assert glue_average(Results({"tasks": tasks})) is None
 
 
 REAL_ROWS = {
@@ -234,8 +234,8 @@ REAL_ROWS = {
 @pytest.mark.parametrize("name", list(REAL_ROWS))
 def test_real_files(name):
     train, dev, description = REAL_ROWS[name]
-    data = load_task(TASKS[name], str(REAL))
+    data = load_task(GLUE_TASKS[name], str(REAL))
     assert (len(data.train.examples), len(data.dev[name].examples)) == (train, dev)
     assert data.describe(name) == description
-    assert len({row.label for row in data.train.examples}) == (len(TASKS[name].classes) or 140)
+    assert len({row.label for row in data.train.examples}) == (len(GLUE_TASKS[name].classes) or 140)
     assert ("mnli_mm" in data.missing) == (name == "mnli")

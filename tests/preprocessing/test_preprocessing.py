@@ -61,7 +61,7 @@ def test_shards_hold_the_documents_in_order_without_special_tokens(corpus, tmp_p
 
 def test_a_shard_is_closed_at_its_size_within_a_task(corpus, tmp_path, monkeypatch):
     """A text of one file is one task, however few tokens a shard may have."""
-    monkeypatch.setattr("preprocessing.readers.specs.BYTES_PER_TOKEN", 1000)
+    monkeypatch.setattr("preprocessing.build.plan.BYTES_PER_TOKEN", 1000)
     build(monkeypatch, corpus, tmp_path / "out")
     names = [shard.name for shard in quick_check(tmp_path / "out").shards]
     assert names == [f"shard_00000_{i:03d}" for i in range(len(names))] and len(names) > 3
@@ -165,7 +165,7 @@ def test_bad_data_in_a_worker_ends_the_build_with_its_sentence(corpus, tmp_path)
 def test_a_full_disk_is_one_sentence(corpus, tmp_path, monkeypatch, limit, name):
     """A limit on the file size fails writes as a full disk does, in the first pass and in the second."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    monkeypatch.setattr("preprocessing.readers.specs.BYTES_PER_TOKEN", 1000)
+    monkeypatch.setattr("preprocessing.build.plan.BYTES_PER_TOKEN", 1000)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
         with pytest.raises(UserError, match=rf"{name}: cannot write") as caught:

@@ -205,8 +205,7 @@ def test_a_run_on_sentencepiece_shards_trains_and_folds(trained, tmp_path, monke
     documents = library(model, TEXTS)
     manifest = Manifest("0" * 64, tokenizer_fingerprint(directory), SIZE, {}, (write_shard(shards / "s", documents),))
     manifest.write(shards)
-    values = recipe_values(shards, make_teacher(tmp_path / "teacher", SIZE))
-    values["data"]["whole_word"] = True
+    values = recipe_values(shards, make_teacher(tmp_path / "teacher", SIZE), data={"whole_word": True})
     recipe = write_recipe(tmp_path / "recipe.yaml", values)
     inputs = {"recipe": recipe, "deepspeed": write_deepspeed(tmp_path / "deepspeed.json")}
     run_train_worker(tmp_path, train_command(inputs, tmp_path / "run"))

@@ -85,8 +85,8 @@ def test_a_job_that_is_signalled_writes_a_checkpoint_and_goes_on_when_it_is_requ
     if not (ROOT / ".venv").is_dir():
         pytest.skip("the batch script wants the .venv of `make install`")
     inputs = prepare(tmp_path)
-    values = recipe_values(inputs["shards"], inputs["teacher"])
-    values["train"] |= {"steps": 100_000, "checkpoint_every": 100_000, "log_every": 5}
+    train = {"steps": 100_000, "checkpoint_every": 100_000, "log_every": 5}
+    values = recipe_values(inputs["shards"], inputs["teacher"], train=train)
     recipe = write_recipe(tmp_path / "recipe.yaml", values)
     run, log = tmp_path / "run", tmp_path / "job.log"
     script = ["slurm/train.sbatch", str(inputs["deepspeed"]), str(recipe), str(run)]

@@ -25,6 +25,9 @@ def make_shards(directory: Path, words: int = 1600, seed: int = 0, extra: tuple[
     """A shard directory of made-up lines, as build_shards.py makes it but without a process of its own.
 
     Args:
+        directory: where to, new.
+        words: about how many.
+        seed: decides which.
         extra: pieces to append to the vocabulary, for shards that do not fit the others.
     """
     (directory / "tokenizer").mkdir(parents=True)
@@ -53,11 +56,19 @@ def make_teacher(directory: Path, vocab: int) -> Path:
     return directory
 
 
-def recipe_values(shards: Path, teacher: Path | None) -> dict[str, dict[str, Any]]:
-    """A recipe of four steps that retires everything in the first two."""
-    return {
-        "method": "wid",
-        "teacher": {"path": str(teacher)},
+def recipe_values(
+    shards: Path, teacher: Path | None, method: str = "wid", **sections: dict[str, Any] | None
+) -> dict[str, Any]:
+    """A recipe of four steps that retires everything in the first two.
+
+    Args:
+        shards: `data.shards`.
+        teacher: `teacher.path`, or None for an empty section.
+        method: what is trained.
+        sections: keys of a section that are to be other than here, or None to empty it.
+    """
+    values: dict[str, Any] = {
+        "teacher": {"path": str(teacher)} if teacher else {},
         "data": {"shards": str(shards), "seq_len": 16, "heldout_windows": 10},
         "target": {"hidden": 15, "head_size": 5, "intermediate": 31},
         "compaction": {"start_step": 1, "interval_steps": 1, "increments": 1, "decay_steps": 1},
@@ -70,6 +81,8 @@ def recipe_values(shards: Path, teacher: Path | None) -> dict[str, dict[str, Any
             "log_every": 1,
         },
     }
+    changed = {name: {} if keys is None else {**values[name], **keys} for name, keys in sections.items()}
+    return {"method": method, **values, **changed}
 
 
 def write_recipe(path: Path, values: dict[str, Any]) -> Path:

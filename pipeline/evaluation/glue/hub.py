@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, first_line
 from pipeline.evaluation.glue.rows import Example, Split, TaskData
 from pipeline.evaluation.glue.tasks import GlueTask
 
@@ -10,15 +10,18 @@ HUB_NAME = "nyu-mll/glue"
 
 
 def load(task: GlueTask) -> TaskData:
-    """Load all labelled splits of a task. Raises `DataError` when the hub does not hand them over."""
+    """Load all labelled splits of a task.
+
+    Raises:
+        DataError: the hub does not hand them over, or a label is no class of the task.
+    """
     import datasets
 
     datasets.disable_progress_bars()
     try:
         splits = datasets.load_dataset(HUB_NAME, task.name)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"hub: {HUB_NAME}, {task.name} could not be loaded ({reason}).") from error
+        raise DataError(f"hub: {HUB_NAME}, {task.name} could not be loaded ({first_line(error)})") from error
     train = convert(task, splits["train"], "train")
     return TaskData(
         task, train, {dev.name: convert(task, splits[dev.hub_split], dev.hub_split) for dev in task.dev_sets}
@@ -31,7 +34,7 @@ def convert(task: GlueTask, split: Any, name: str) -> Split:
     for index, row in enumerate(split):
         label = row["label"]
         if not task.regression and not 0 <= label < len(task.classes):
-            raise DataError(f"hub: {HUB_NAME}, {task.name}, {name}, row {index}: label {label} is no class.")
+            raise DataError(f"hub: {HUB_NAME}, {task.name}, {name}, row {index}: label {label} is no class")
         texts = tuple(row[column] for column in task.hub_texts or task.texts)
         examples.append(Example(index, texts, float(label) if task.regression else int(label)))
     return Split(examples, f"hub split {name}")

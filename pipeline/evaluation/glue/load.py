@@ -12,7 +12,8 @@ HUB = "hub"
 def load_task(task: GlueTask, source: str) -> TaskData:
     """Read `task` from the directory `source`, or from the hub when `source` is `hub`.
 
-    Raises `DataError` for missing or malformed files, with the file and the line.
+    Raises:
+        DataError: files are missing or malformed; the sentence names the file and the line.
     """
     data = hub.load(task) if source == HUB else tsv.load(task, Path(source))
     if task.name == "qqp":

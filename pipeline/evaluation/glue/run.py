@@ -1,66 +1,66 @@
 """Fine-tune and score the GLUE tasks of one command, one (task, seed) after the other.
 
-1. `load_all` reads every task before anything is trained, so that a bad file is found at once.
+1. `check` reads every task before anything is trained, so that a bad file is found at once.
 2. `run` trains each (task, seed) whose predictions are not there yet and keeps the predictions.
 3. After each one the metrics are computed anew from the kept predictions and `results.json` is replaced, so
    a kill loses one fine-tuning at most.
 """
 
 import time
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pipeline.errors import DataError
-from pipeline.evaluation.encoder import Encoder
-from pipeline.evaluation.finetune import EncodedTask, Settings, encode_task, fine_tune
 from pipeline.evaluation.glue.load import load_task
 from pipeline.evaluation.glue.rows import TaskData
-from pipeline.evaluation.glue.tasks import MNLI_MM, TASKS
+from pipeline.evaluation.glue.tasks import ALL, GLUE_TASKS, MNLI_MM, SCORED, trained_tasks
 from pipeline.evaluation.results import ResultStore
+from pipeline.evaluation.task import Task
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.encoder import Encoder
 
 
-def load_all(names: Sequence[str], source: str, required: Sequence[str]) -> list[TaskData]:
-    """Read the rows of the tasks `names` from `source` (a directory or `hub`).
+class Glue(Task):
+    """A new pooler and classifier on the encoder, fine-tuned for every task and seed, and scored on the dev set."""
 
-    Raises `DataError` for what cannot be read, and when nothing but the missing MNLI mismatched set was
-    asked for in `required` (the names as the user gave them).
-    """
-    tasks = [load_task(TASKS[name], source) for name in names]
-    for data in tasks:
-        if MNLI_MM in data.missing and MNLI_MM in required and "mnli" not in required and "glue" not in required:
-            raise DataError(f"{MNLI_MM}: {data.missing[MNLI_MM]}.")
-    return tasks
+    names = (ALL, *SCORED)
 
+    def check(self, model: "Encoder", store: ResultStore) -> None:
+        """Read all rows, and enter what they are and which dev sets are not available."""
+        self.data = [load_task(GLUE_TASKS[name], self.request.data) for name in trained_tasks(self.asked)]
+        for data in self.data:
+            if MNLI_MM in data.missing and MNLI_MM in self.asked and not {"mnli", ALL} & set(self.asked):
+                raise DataError(f"{MNLI_MM}: {data.missing[MNLI_MM]}")
+        for data in self.data:
+            for name, split in data.dev.items():
+                if not split.examples:
+                    raise DataError(f"{name}: no rows of {split.source} are left; all of them are in train, too")
+                store.begin(name, data.describe(name), data.fingerprint(name))
+            for name, reason in data.missing.items():
+                store.miss(name, reason)
 
-def begin(tasks: Sequence[TaskData], store: ResultStore) -> None:
-    """Enter all tasks into the results, with what their rows are and which dev sets are not available."""
-    for data in tasks:
-        for name in data.dev:
-            store.begin(name, data.describe(name), data.fingerprint(name))
-            store.document["not_available"].pop(name, None)
-        store.document["not_available"].update(data.missing)
-    store.open()
+    def run(self, model: "Encoder", store: ResultStore) -> None:
+        """Fine-tune what is not finished, and say one line about each (task, seed)."""
+        for data in self.data:
+            self._run_task(data, model, store)
 
+    def _run_task(self, data: TaskData, model: "Encoder", store: ResultStore) -> None:
+        from pipeline.evaluation.finetune import EncodedTask, encode_task, fine_tune
 
-def run(
-    tasks: Sequence[TaskData], encoder: Encoder, seeds: Sequence[int], settings: Settings, store: ResultStore
-) -> None:
-    """Fine-tune what is not finished, and say one line about each (task, seed)."""
-    for data in tasks:
         encoded: EncodedTask | None = None
-        for seed in seeds:
+        for seed in self.request.seeds:
             label = f"{data.task.name}, seed {seed}"
             if all(store.predictions_path(name, seed).is_file() for name in data.dev):
                 print(f"{label}: already done", flush=True)
             else:
-                encoded = encoded or encode_task(data, encoder, settings)
+                encoded = encoded or encode_task(data, model, self.request.settings)
                 print(f"{label}: fine-tuning on {len(encoded.train):,} rows ...", flush=True)
                 start = time.monotonic()
-                _keep(data, fine_tune(encoded, encoder, seed, settings), seed, store)
+                _keep(data, fine_tune(encoded, model, seed, self.request.settings), seed, store)
                 print(f"{label}: done in {time.monotonic() - start:.0f} s", flush=True)
             for name in data.dev:
-                scores = store.score(name, data.task.metrics)[seed]
-                print("  " + name + "".join(f"  {metric} {value:.4f}" for metric, value in scores.items()), flush=True)
-            store.write()
+                store.enter_predictions(name, data.task.metrics)
+                store.say(name, seed)
 
 
 def _keep(data: TaskData, predictions: dict[str, list[int] | list[float]], seed: int, store: ResultStore) -> None:

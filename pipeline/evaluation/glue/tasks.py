@@ -6,17 +6,22 @@ Everything the readers, the fine-tuning and the report need to know about a task
 are those of the official release; they decide whether a score may be called a score on the full task.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pipeline.errors import UserError
-
 MNLI_MM = "mnli_mm"
+"""The second dev set of mnli."""
+ALL = "glue"
+"""In `--tasks`, all tasks of `GLUE`."""
 
 
 @dataclass(frozen=True)
 class DevSet:
-    """One labelled set a task is scored on. `stem` names its TSV file, `hub_split` its split on the hub; `rows` is
-    the official number of rows, 0 where there is none."""
+    """One labelled set a task is scored on.
+
+    `stem` names its TSV file, `hub_split` its split on the hub; `rows` is the official number of rows, 0 where there is
+    none.
+    """
 
     name: str
     rows: int = 0
@@ -124,24 +129,22 @@ _TASKS = (
     GlueTask("word_order", "word_order", ("sentence",), "label", BINARY, ("accuracy",), (), (DevSet("word_order"),)),
 )
 
-TASKS: dict[str, GlueTask] = {task.name: task for task in _TASKS}
+GLUE_TASKS: dict[str, GlueTask] = {task.name: task for task in _TASKS}
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
 """What `--tasks glue` runs. WNLI stays out: its dev set contradicts its training set (GLUE FAQ, item 12), so
 the published averages leave it out too; ask for it by name."""
 
 SCORED: tuple[str, ...] = tuple(dev.name for task in _TASKS for dev in task.dev_sets)
-"""Every name that can stand in `results.json`, in the order of the table."""
+"""Every name that these tasks have in `results.json`, in the order of the table at the end."""
 
 
-def parse_tasks(text: str, others: tuple[str, ...] = ()) -> list[str]:
-    """The tasks named by `--tasks`, in order, each once: fine-tuning tasks and `others`.
+def trained_tasks(asked: Sequence[str]) -> list[str]:
+    """The tasks to fine-tune for the names in `asked`, in order, each once.
 
     `glue` stands for the eight of `GLUE`; `mnli_mm` for `mnli`, which is trained once and scored on both of
-    its dev sets. Raises `UserError` for an unknown or missing name.
+    its dev sets.
     """
     names: list[str] = []
-    for name in (part.strip() for part in text.split(",")):
-        if name not in (known := (*SCORED, *others, "glue")):
-            raise UserError(f"--tasks: unknown task '{name}'; known are {', '.join(known)}.")
-        names += GLUE if name == "glue" else [TASKS["mnli"].name if name == MNLI_MM else name]
+    for name in asked:
+        names += GLUE if name == ALL else ["mnli" if name == MNLI_MM else name]
     return list(dict.fromkeys(names))

@@ -23,21 +23,19 @@ import textwrap
 import time
 from pathlib import Path
 
-import yaml
-
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 if __name__ == "__main__":
     sys.path[0] = str(ROOT)
 
 from pipeline.engine.deepspeed_config import precision
+from pipeline.engine.student import fold_run
 from pipeline.environment import commit, machine, versions
 from pipeline.files import write_atomically
-from pipeline.fold import fold_run
 from pipeline.records import read_json_lines
 from tests.engine.faults.harness import differences
 from tests.engine.faults.processes import Job, launch
 from tests.support.models import random_teacher
-from tests.support.runs import make_shards, train_command, vocabulary_of
+from tests.support.runs import make_shards, recipe_values, train_command, vocabulary_of, write_recipe
 
 WORKER = Path(__file__).with_name("train_many.py")
 STEPS, INTERRUPTED_AT = 12, 4
@@ -61,15 +59,11 @@ class Table:
         shards = make_shards(directory / "shards")
         random_teacher(2, 24, 3, vocab=vocabulary_of(shards)).save_pretrained(directory / "teacher")
         self.recipe = directory / "recipe.yaml"
-        recipe = {
-            "teacher": {"path": str(directory / "teacher")},
-            "data": {"shards": str(shards), "seq_len": 16, "heldout_windows": 10},
-            "target": {"hidden": 15, "head_size": 5, "intermediate": 31},
-            "compaction": {"start_step": 2, "interval_steps": 1, "increments": 3, "decay_steps": 2},
-            "train": {"steps": STEPS, "global_batch": 32, "lr": 1e-3, "compactor_lr": 2e-3, "dropout": 0.0}
-            | {"checkpoint_every": INTERRUPTED_AT, "evaluate_every": 5, "log_every": 1, "keep_checkpoints": 9},
-        }
-        self.recipe.write_text(yaml.safe_dump(recipe))
+        train = {"steps": STEPS, "global_batch": 32, "dropout": 0.0, "evaluate_every": 5}
+        train |= {"checkpoint_every": INTERRUPTED_AT, "keep_checkpoints": 9}
+        schedule = {"start_step": 2, "increments": 3, "decay_steps": 2}
+        values = recipe_values(shards, directory / "teacher", compaction=schedule, train=train)
+        write_recipe(self.recipe, values)
 
     def stage(self, name: str) -> int:
         return int(self.configs[name].get("zero_optimization", {}).get("stage", 0))

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from pipeline.config import load_recipe
 from pipeline.data.open import open_training_data
@@ -31,7 +30,7 @@ from pipeline.engine.checkpoint import TENSOR_FILES, all_checkpoints, step_of, w
 from pipeline.records import read_json_lines
 from tests.engine.faults.processes import TRAIN, Job, launch, wait_until
 from tests.support.models import random_teacher
-from tests.support.runs import make_shards, vocabulary_of, write_deepspeed
+from tests.support.runs import make_shards, recipe_values, vocabulary_of, write_deepspeed, write_recipe
 
 STEPS, CHECKPOINT_EVERY, NARROWED_AT = 24, 5, 12
 LAST_AIM = 17
@@ -42,6 +41,15 @@ TRIES = 5
 UNTIMED = ("step", "tokens", "loss", "accuracy", "gradient_norm", "kept", "heldout_loss", "heldout_accuracy")
 """What two records of one step must agree in."""
 
+SECTIONS = {
+    "target": {"hidden": 48, "head_size": 12, "intermediate": 100},
+    "compaction": {"start_step": 3, "interval_steps": 3, "increments": 3, "decay_steps": 3},
+    "train": {
+        **{"steps": STEPS, "global_batch": 8, "dropout": 0.1},
+        **{"checkpoint_every": CHECKPOINT_EVERY, "evaluate_every": 7},
+    },
+}
+"""Of the recipe: three selections, gates closed and the model narrowed before step 12."""
 CONFIGURATIONS = {
     "ZeRO 1, fp32": {"zero_optimization": {"stage": 1}},
     "ZeRO 3, fp32": {"zero_optimization": {"stage": 3}},
@@ -235,7 +243,7 @@ class Harness:
         # Large enough that writing a checkpoint takes a while: 0.3 M parameters and twice as many moments.
         random_teacher(2, 96, 4, vocab=vocabulary_of(shards)).save_pretrained(directory / "teacher")
         self.recipe = directory / "recipe.yaml"
-        self.recipe.write_text(yaml.safe_dump(recipe_values(shards, directory / "teacher")))
+        write_recipe(self.recipe, recipe_values(shards, directory / "teacher", **SECTIONS))
         require_epochs_to_end(self.recipe)
         self.references: dict[str, tuple[Path, Durations]] = {}
 
@@ -366,25 +374,3 @@ def differences(run: Path, reference: Path) -> list[str]:
 
 def _untimed(run: Path) -> list[dict[str, Any]]:
     return [{key: line.get(key) for key in UNTIMED} for line in read_json_lines(run / "metrics.jsonl")]
-
-
-def recipe_values(shards: Path, teacher: Path) -> dict[str, Any]:
-    """24 steps with dropout: three selections, gates closed and the model narrowed before step 12, a checkpoint every
-    5 steps, held-out loss every 7."""
-    return {
-        "method": "wid",
-        "teacher": {"path": str(teacher)},
-        "data": {"shards": str(shards), "seq_len": 16, "heldout_windows": 10},
-        "target": {"hidden": 48, "head_size": 12, "intermediate": 100},
-        "compaction": {"start_step": 3, "interval_steps": 3, "increments": 3, "decay_steps": 3},
-        "train": {
-            "steps": STEPS,
-            "global_batch": 8,
-            "lr": 1e-3,
-            "compactor_lr": 2e-3,
-            "dropout": 0.1,
-            "checkpoint_every": CHECKPOINT_EVERY,
-            "evaluate_every": 7,
-            "log_every": 1,
-        },
-    }

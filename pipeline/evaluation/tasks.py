@@ -1,0 +1,27 @@
+"""The table of tasks: a new one is a class and a line here."""
+
+from pipeline.errors import UserError
+from pipeline.evaluation.glue.run import Glue
+from pipeline.evaluation.latency import Latency
+from pipeline.evaluation.mlm import MaskedLM
+from pipeline.evaluation.task import Request, Task
+
+TASKS: tuple[type[Task], ...] = (Glue, MaskedLM, Latency)
+"""In the order of `results.json`. They run from the last to the first: fine-tuning takes hours, the others minutes."""
+
+NAMES: tuple[str, ...] = tuple(name for task in TASKS for name in task.names)
+"""All that `--tasks` accepts."""
+
+
+def make_tasks(text: str, request: Request) -> list[Task]:
+    """The tasks that `--tasks` names, in the order of the table.
+
+    Raises:
+        UserError: a name is unknown or missing.
+    """
+    asked = [part.strip() for part in text.split(",")]
+    for name in asked:
+        if name not in NAMES:
+            raise UserError(f"--tasks: unknown task '{name}'; known are {', '.join(NAMES)}")
+    chosen = {task: [name for name in asked if name in task.names] for task in TASKS}
+    return [task(names, request) for task, names in chosen.items() if names]

@@ -1,0 +1,44 @@
+"""What the files of a teacher say before it is loaded. Nothing here needs torch."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from pipeline.config import Recipe
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_OF_A_HEAD = "cls.predictions.transform.dense.weight"
+
+
+def teacher_has_head(path: str) -> bool | None:
+    """Whether the weights in the directory `path` hold an MLM head.
+
+    None where only loading can tell: for a hub name, a pickled file, or one that cannot be read.
+    """
+    names = _weight_names(Path(path))
+    return None if names is None else any(name.endswith(_OF_A_HEAD) for name in names)
+
+
+def head_warmup_fault(recipe: Recipe) -> str | None:
+    """What is wrong with the schedule of a teacher without an MLM head, in a sentence; None if nothing is."""
+    warmup, start = recipe.teacher.head_warmup_steps, recipe.compaction.start_step
+    if recipe.method != "wid" or start >= warmup:
+        return None
+    return (
+        f"the teacher has no MLM head, and a new one is warmed up for teacher.head_warmup_steps {warmup} steps before "
+        f"anything is retired, but compaction.start_step is {start}: set compaction.start_step to at least {warmup}, "
+        f"or teacher.head_warmup_steps to at most {start}"
+    )
+
+
+def _weight_names(directory: Path) -> list[str] | None:
+    """The names in the header of the weights, or in the index of several files of weights."""
+    try:
+        if (directory / WEIGHTS).is_file():
+            with safe_open(directory / WEIGHTS, framework="np") as weights:
+                return list(weights.keys())
+        return list(json.loads((directory / INDEX).read_bytes())["weight_map"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None

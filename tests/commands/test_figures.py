@@ -1,0 +1,241 @@
+"""Figures in the documents: those that were measured are those of the results files, those counted come out again."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cost import Batch, composition_macs, sent_elements, step_macs, trained_parameters
+from pipeline.shapes import BertShape
+from tests.support import ROOT
+
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = sorted(
+    path for pattern in ("*.md", "docs/*.md", "preprocessing/*.md", "teachers/*/*.md") for path in ROOT.glob(pattern)
+)
+TEACHER, STUDENT = BertShape(12, 768, 12, 3072, 30522), BertShape(12, 192, 12, 768, 30522)
+COMPILED = ", compiled"
+
+
+def document(name: str) -> str:
+    """A document on one line, so that figures are found wherever lines break."""
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def table(name: str, first_cell: str) -> dict[str, list[str]]:
+    """The rows of the table whose header begins with a cell, without emphasis: first cell -> the others."""
+    lines = iter((ROOT / name).read_text(encoding="utf-8").replace("**", "").splitlines())
+    next(line for line in lines if line.startswith(f"| {first_cell}"))
+    next(lines)
+    rows = {}
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        head, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        rows[head] = cells
+    return rows
+
+
+def spread(score: dict[str, Any]) -> str:
+    return f"{score['mean']:.3f} ± {score['std']:.3f}"
+
+
+def test_the_readme_shows_the_comparison():
+    names = {
+        "teacher": "teacher",
+        "WID": "wid taylor anneal",
+        "slice of the teacher": "slice",
+        "from scratch": "scratch",
+    }
+    measured = results("2026-11-22_first_comparison")["rows"]
+    shown = table("README.md", "| held-out loss")
+    assert shown.keys() == names.keys()
+    metrics = {"sst2": "accuracy", "mrpc": "accuracy", "cola": "matthews", "rte": "accuracy", "stsb": "pearson"}
+    for name, cells in shown.items():
+        row = measured[names[name]]
+        # The teacher is one model: nothing to average.
+        loss = spread(row["loss"]) if name != "teacher" else f"{row['loss']['mean']:.3f}"
+        assert cells == [loss, *(spread(row["glue"][task][metric]) for task, metric in metrics.items())]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/comparison.md"])
+def test_the_lead_and_its_standard_deviations(name):
+    rows = results("2026-11-22_first_comparison")["rows"]
+    wid, slice_ = rows["wid taylor anneal"]["loss"], rows["slice"]["loss"]
+    assert f"{slice_['mean'] - wid['mean']:.3f} nats" in document(name)
+    assert f"(standard deviations {wid['std']:.3f} and {slice_['std']:.3f} over three seeds)" in document(name)
+
+
+def test_the_comparison_counts_its_trainings_and_the_cost_of_folding_early():
+    rows = results("2026-11-22_first_comparison")["rows"].values()
+    trainings = {
+        (number, run["rate"], run["seed"])
+        for number, row in enumerate(rows)
+        for run in (*row.get("tried", ()), *row.get("runs", ()))
+    }
+    assert f"{len(trainings)} trainings" in document("docs/comparison.md")
+    rows = results("2026-11-22_narrowed_or_folded")["rows"]
+    narrowed, folded = rows["narrowed"]["loss"], rows["folded"]["loss"]
+    lead = f"{folded['mean'] - narrowed['mean']:.3f} nats"
+    assert f"{lead} ahead (standard deviations {narrowed['std']:.3f} and {folded['std']:.3f}" in document(
+        "docs/comparison.md"
+    )
+    assert f"{lead} behind the compactors ({spread(folded)} against {spread(narrowed)}" in document("docs/decisions.md")
+
+
+def test_the_table_of_the_demo_is_that_of_its_results():
+    measured = results("2026-11-22_demo")
+    shown = list(table("docs/demo.md", "model").values())
+    assert len(shown) == len(measured["rows"])
+    for cells, row in zip(shown, measured["rows"].values(), strict=True):
+        score = row["scores"]
+        expected = [f"{row['parameters']:,}", f"{row['encoder_parameters']:,}"]
+        for text in ("heldout", "prose"):
+            expected += [f"{score[f'mlm {text} loss']['mean']:.3f}", f"{score[f'mlm {text} accuracy']['mean']:.1%}"]
+        expected += [spread(score["word_order accuracy"]), f"{score['latency milliseconds']['mean']:.1f} ms"]
+        assert cells == [cell.replace("%", " %") for cell in expected]
+    loss = {name: row["scores"]["mlm heldout loss"]["mean"] for name, row in measured["rows"].items()}
+    for name, lead in (
+        ("docs/demo.md", f"{loss['teacher'] - loss['student']:.2f} nats ahead of the unchanged teacher"),
+        ("docs/demo.md", f"{loss['student'] - loss['continued']:.2f} nats behind the teacher"),
+        ("docs/demo.md", f"{loss['slice'] - loss['student']:.2f} nats ahead of the slice"),
+        ("docs/demo.md", f"{loss['scratch'] - loss['student']:.1f} nats ahead of the same size from scratch"),
+        ("docs/demo.md", f"{measured['minutes']} minutes"),
+        ("README.md", f"{measured['minutes']} minutes"),
+    ):
+        assert lead in document(name), lead
+
+
+def test_the_table_of_steps_is_that_of_both_machines():
+    machines = [
+        results(f"{name}")["rows"] for name in ("2026-11-23_step_time_192_16k", "2026-11-27_step_time_192_h200")
+    ]
+    shown = table("docs/cost.md", "step")
+    assert {name.replace(COMPILED, "_compiled") for name in shown} == machines[0].keys() | machines[1].keys()
+    for name, cells in shown.items():
+        expected = []
+        for rows in machines:
+            row = rows.get(name.replace(COMPILED, "_compiled"))
+            least, most = row["times_student_step_range"] if row else (0, 0)
+            expected += (
+                [
+                    f"{row['tokens_per_s']:,.0f}",
+                    f"{row['times_student_step']:.2f}",
+                    f"{least:.2f} to {most:.2f}",
+                    f"{row['macs_per_step'] / rows['student']['macs_per_step']:.2f}",
+                ]
+                if row
+                else [""] * 4
+            )
+        assert cells == expected, name
+
+
+def test_the_sentences_on_narrowed_steps_say_what_was_measured():
+    cpu, h200 = (results(name)["rows"] for name in ("2026-11-23_step_time_192_16k", "2026-11-27_step_time_192_h200"))
+    faster, student = "times_faster_than_chained", "times_student_step"
+    narrowed, compiled = h200["narrowed"], h200["narrowed_compiled"]
+    assert f"{cpu['narrowed'][faster]:.1f} times as fast as chained" in document("docs/cost.md")
+    assert f"{narrowed[faster]:.1f} times as fast as chained (compiled {compiled[faster]:.1f})" in document(
+        "docs/cost.md"
+    )
+    assert f"{narrowed[student]:.1f} times the student's step (compiled {compiled[student]:.1f})" in document(
+        "docs/cost.md"
+    )
+    assert f"reaches {narrowed['utilisation']:.0%}".replace("%", " %") in document("docs/cost.md")
+    readme = document("README.md")
+    assert f"{cpu['narrowed'][faster]:.1f} times as fast as the published chain" in readme
+    assert f"takes {cpu['narrowed'][student]:.2f} times a plain step" in readme
+    assert f"the factors are {narrowed[faster]:.1f} and {narrowed[student]:.1f}" in readme
+    for name in ("516_16k", "192_64k", "516_64k"):
+        row = results(f"2026-11-23_step_time_{name}")["rows"]["narrowed"]
+        linked = f"[{row[student]:.2f}](../benchmarks/results/2026-11-23_step_time_{name}.json)"
+        assert linked in document("docs/cost.md")
+
+
+def test_runs_of_few_rounds_stay_in_the_documents():
+    ratios = {}
+    for name, row in results("2026-11-23_step_time_few_rounds")["rows"].items():
+        rounds = sorted(a / b for a, b in zip(row["seconds"]["narrowed"], row["seconds"]["student"], strict=True))
+        middle = (rounds[(len(rounds) - 1) // 2] + rounds[len(rounds) // 2]) / 2
+        assert row["times_student_step"] == pytest.approx(middle)
+        assert row["times_student_step_range"] == pytest.approx([rounds[0], rounds[-1]])
+        ratios[name] = f"{middle:.2f}"
+    first, second, third, fourth = ratios.values()
+    ranges = [row["times_student_step_range"] for row in results("2026-11-23_step_time_few_rounds")["rows"].values()]
+    for name in ("192_16k", "192_64k"):
+        ranges.append(results(f"2026-11-23_step_time_{name}")["rows"]["narrowed"]["times_student_step_range"])
+    text = document("docs/cost.md")
+    assert f"of two rounds gave {first} and {second}" in text
+    assert f"three rounds gave {third}, and another of nine gave {fourth}" in text
+    assert f"between {min(low for low, _ in ranges):.2f} and {max(high for _, high in ranges):.2f}" in text
+
+
+def test_checkpoints_take_what_was_measured():
+    full, narrowed = results("2026-11-23_checkpoints")["rows"].values()
+    text = document("docs/cost.md")
+    assert f"{full['gigabytes']:.1f} GB at full width and {narrowed['gigabytes']:.1f} GB narrowed" in text
+    assert f"stands still for {full['seconds']:.1f} s and {narrowed['seconds']:.1f} s" in text
+    assert full["seconds"] / (full["seconds"] + 180) < 0.05 and narrowed["seconds"] / (narrowed["seconds"] + 95) < 0.05
+
+
+def test_what_the_advice_counts():
+    def ratio(windows: int, micro_batches: int = 1) -> float:
+        batch = Batch(windows, 128, 19, micro_batches)
+        return step_macs("narrowed", TEACHER, STUDENT, batch) / step_macs("student", TEACHER, STUDENT, batch)
+
+    text = document("docs/cost.md")
+    assert f"in one micro-batch is {ratio(960):.2f} times" in text
+    assert f"In 120 micro-batches of 8 sequences it is {ratio(960, 120):.1f} times" in text
+    assert f"{ratio(960 // 8):.2f} times the student's on 8 ranks and {ratio(960 // 64):.1f} times on 64" in text
+    held = {name: trained_parameters(name, TEACHER, STUDENT) for name in ("composed", "narrowed", "student")}
+    millions = {name: round(count / 1e6) for name, count in held.items()}
+    assert f"{millions['composed']} M parameters at full width, {millions['narrowed']} M narrowed to 192" in text
+    assert f"the student has {millions['student']} M" in text
+    sent = {name: 2 * sent_elements(count, stage=1, ranks=8) for name, count in held.items()}
+    assert f"{sent['composed'] / 1e9:.1f} GB sent" in text and f"{sent['narrowed'] / 1e6:.0f} MB when narrowed" in text
+    assert f"the student alone would send {sent['student'] / 1e6:.0f} MB" in text
+
+
+def test_what_the_formulas_come_to():
+    batch = Batch(960, 128, 19)
+    millions = {
+        name: step_macs(name, TEACHER, STUDENT, Batch(960, 128, 19, 0)) / 3 / batch.tokens / 1e6
+        for name in ("chained", "composed", "narrowed")
+    }
+    text = document("docs/method.md")
+    assert f"chained {millions['chained']:.0f}, composed {millions['composed']:.0f}" in text
+    assert f"narrowed {millions['narrowed']:.1f}." in text
+    wide, narrow = (round(composition_macs(TEACHER, kept) / 1e6) for kept in (TEACHER, STUDENT))
+    assert f"({wide:,} and {narrow:,} per micro-batch)" in text
+
+
+def links(path: Path) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+    broken = []
+    for link in links(path):
+        name, _, anchor = link.partition("#")
+        if name.startswith("http"):
+            continue
+        target = (path.parent / name).resolve() if name else path
+        headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+        anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        if not target.exists() or (anchor and anchor not in anchors):
+            broken.append(link)
+    assert broken == []
+
+
+def test_every_results_file_is_named_by_a_document_and_says_how_it_was_measured():
+    named = {Path(link).name for path in DOCUMENTS for link in links(path)}
+    for path in RESULTS.glob("*.json"):
+        assert path.name in named, path.name
+        assert results(path.stem).keys() >= {"machine", "versions", "commit", "date", "command", "not_measured", "rows"}

@@ -1,0 +1,93 @@
+"""What a login node without torch can do: read every recipe, refuse what cannot run, show the help, list stages."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+FORBIDDEN = ("torch", "transformers", "deepspeed")
+REFUSING = "raise ImportError(f'{__name__} is not to be imported here')\n"
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory) -> dict[str, str]:
+    """An environment in which importing any of the heavy libraries fails."""
+    folder = tmp_path_factory.mktemp("bare")
+    for name in FORBIDDEN:
+        (folder / f"{name}.py").write_text(REFUSING)
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def run(bare: dict[str, str], *command: object, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *map(str, command)], env=bare, cwd=cwd, capture_output=True, text=True)
+
+
+def test_the_environment_does_refuse(bare):
+    for name in FORBIDDEN:
+        assert run(bare, "-c", f"import {name}").returncode == 1
+    assert run(bare, "-c", "import pipeline.engine.trainer").returncode == 1
+
+
+@pytest.mark.parametrize("door", ["train", "fold", "evaluate", "report"])
+def test_help_needs_nothing_heavy(bare, door, tmp_path):
+    result = run(bare, ROOT / "pipeline" / f"{door}.py", "--help", cwd=tmp_path)
+    assert result.returncode == 0 and "--help" in result.stdout, result.stderr
+
+
+def test_every_recipe_is_read(bare):
+    program = """
+from pathlib import Path
+from pipeline.config import METHODS, load_recipe
+
+for path in sorted(Path("recipes").glob("*.yaml")):
+    print(path.name, load_recipe(path, []).method)
+"""
+    result = run(bare, "-c", program)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == len(list((ROOT / "recipes").glob("*.yaml"))) > 10
+
+
+def test_a_pipeline_is_listed(bare):
+    program = """
+from pathlib import Path
+from pipeline.stages import fold_stage, train_stage
+
+run = Path("runs/x")
+recipe = "recipes/bert_base_to_11m.yaml"
+stages = [train_stage("train", recipe, "ds_configs/zero1_bf16.json", run), fold_stage("fold", run, Path("student"))]
+print(*(" ".join(stage.command) for stage in stages), sep="\\n")
+"""
+    result = run(bare, "-c", program)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[1] == "pipeline/fold.py --run runs/x --output student"
+
+
+def test_impossible_settings_are_refused_all_at_once_before_anything_heavy(bare, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "teacher: {path: x}\ntarget: {params: lots}\ntrain: {steps: 100, global_batch: 30}\n"
+    )
+    how = ("--config", tmp_path / "recipe.yaml", "--deepspeed_config", ROOT / "ds_configs" / "zero1_bf16.json")
+    result = run(bare, ROOT / "pipeline" / "train.py", *how, "--output", tmp_path / "run")
+    assert result.returncode == 2, result.stderr
+    said = result.stderr.splitlines()
+    assert said[0] == "error: 4 settings cannot work:" and len(said) == 5
+    for part in ("schedule ends at step 8500", "data.shards", "target.params must be", "train.global_batch 30 is not"):
+        assert sum(part in line for line in said) == 1, part
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_wrong_value_does_not_hide_another(bare, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "method: scratch\ntrain: {stesp: 3, lr: -1, dropout: 2}\ndata: {seq_len: x}\n"
+    )
+    how = ("--config", tmp_path / "recipe.yaml", "--deepspeed_config", ROOT / "ds_configs" / "zero1_bf16.json")
+    first = run(bare, ROOT / "pipeline" / "train.py", *how, "--output", tmp_path / "run")
+    assert first.stderr.startswith("error: 2 settings cannot work:") and "train.stesp" in first.stderr
+    assert "data.seq_len must be a whole number" in first.stderr
+    (tmp_path / "recipe.yaml").write_text("method: scratch\ntrain: {lr: -1, dropout: 2}\ndata: {seq_len: 4}\n")
+    second = run(bare, ROOT / "pipeline" / "train.py", *how, "--output", tmp_path / "run")
+    assert second.stderr.startswith("error: 3 settings cannot work:"), second.stderr

@@ -1,0 +1,41 @@
+"""The table of tasks: which names it knows, in which order, and that it is light."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.evaluation.task import Request, Settings
+from pipeline.evaluation.tasks import NAMES, TASKS, make_tasks
+from tests.support import ROOT
+
+REQUEST = Request(Path("model"), "data", [1], Settings(1.0, 8, 1e-3, 16))
+
+
+def test_names_belong_to_one_task_each_and_are_kept_as_they_were_asked_for():
+    assert len(set(NAMES)) == len(NAMES)
+    tasks = make_tasks("latency, mnli_mm,rte ,latency,cola", REQUEST)
+    assert [type(task) for task in tasks] == [TASKS[0], TASKS[2]]
+    assert tasks[0].asked == ["mnli_mm", "rte", "cola"]
+
+
+@pytest.mark.parametrize("text", ["sst2,squad_v1", "", "sst2,,rte"])
+def test_an_unknown_name_is_refused(text):
+    with pytest.raises(
+        UserError, match=r"unknown task '\w*'; known are glue, cola, sst2, .*, word_order, mlm, latency$"
+    ):
+        make_tasks(text, REQUEST)
+
+
+def test_table_and_readers_of_results_import_nothing_heavy():
+    heavy = ("torch", "transformers", "deepspeed", "datasets", "sklearn", "scipy", "matplotlib")
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({heavy!r}))
+import pipeline.evaluate, pipeline.report, pipeline.evaluation.tasks
+import pipeline.reporting.summaries, pipeline.reporting.tables
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
