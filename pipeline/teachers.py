@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer, BertForMaskedLM
+from transformers import AutoConfig, BertForMaskedLM
 from transformers.utils import logging as library_logging
 
+from pipeline.data.tokenizer_source import find_files, holds_vocabulary, load_source
 from pipeline.errors import UserError
 
 _WORDS = "embeddings.word_embeddings.weight"
@@ -99,9 +100,10 @@ def fit_vocabulary(teacher: BertForMaskedLM, path: str, vocab_size: int) -> list
 def _tokenizer_size(path: str) -> int | None:
     """One more than the largest id of the teacher's own tokenizer; None without one."""
     try:
-        return max(AutoTokenizer.from_pretrained(path).get_vocab().values(), default=-1) + 1
+        files = find_files(path)
     except (OSError, ValueError):
         return None
+    return max(load_source(path, files).get_vocab().values()) + 1 if holds_vocabulary(files) else None
 
 
 def _read(path: str, dropout: float, renaming: dict[str, str] | None = None) -> tuple[BertForMaskedLM, dict[str, Any]]:
