@@ -9,8 +9,8 @@
    names the machine are left out.
 5. Every difference is printed as FILE: KEY: before -> after, those that the allowed ones cover with their reason.
 
-Ends with 1 if there is a difference that is not allowed. DIR keeps what was written, and a log of every command. It
-takes about six minutes on two cores.
+Ends with 1 if there is a difference that is not allowed. DIR keeps what was written and a log of every command, 700 MB.
+It takes five minutes on two cores.
 """
 
 import argparse
@@ -21,6 +21,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -192,6 +193,7 @@ def check(arguments: argparse.Namespace) -> None:
 def main() -> int:
     arguments = parse_arguments()
     check(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the checkouts are removed in any case
     os.environ.update(ENVIRONMENT)
     head = measured(not_measured="GPUs, more than two ranks, hub inputs, torch.compile; what the commands print")
     allowed = read_allowed(arguments.allowed)

@@ -40,7 +40,11 @@ def machine() -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in cpuinfo.read_text(encoding="utf-8").splitlines()
+            if "model name" in line
+        ]
         model = names[0] if names else model
     parts = [f"{model}, {os.cpu_count()} cores"]
     if torch.cuda.is_available():
@@ -52,7 +56,7 @@ def commit() -> str:
     """The commit this code is at, with `-dirty` when files changed, or `unknown` outside a git clone."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
-        described = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        described = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8")
     except OSError:
         return "unknown"
     return described.stdout.strip() or "unknown"

@@ -4,6 +4,7 @@ Every such error is one plain sentence: what is wrong, where, what to do. Anythi
 defect of this project and keeps its traceback.
 """
 
+import io
 import os
 import sys
 import time
@@ -81,8 +82,19 @@ def give_up_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def escape_unprintable() -> None:
+    """Print as an escape what the encoding of stdout or stderr has no character for, instead of failing.
+
+    A path may have any, also bytes that are no text at all, whatever the terminal or the batch system's log can show.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run_entry_point(main: Callable[[], int]) -> NoReturn:
     """Run `main`, turn a `UserError` into its sentence on stderr, and exit with the code of the design."""
+    escape_unprintable()
     try:
         code = main()
     except UserError as error:

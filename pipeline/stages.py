@@ -136,7 +136,14 @@ class StageRunner:
         with (
             open(log, "a", encoding="utf-8") as stream,
             subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                # A command may write in another encoding than this process.
+                encoding="utf-8",
+                errors="backslashreplace",
             ) as process,
         ):
             for line in process.stdout or ():
@@ -164,7 +171,7 @@ class StageRunner:
 def cpu_precision() -> str:
     """bf16 where the processor multiplies it faster than fp32, as Linux says; emulated, it would be slower."""
     processor = Path("/proc/cpuinfo")
-    return "bf16" if processor.is_file() and "bf16" in processor.read_text() else "fp32"
+    return "bf16" if processor.is_file() and "bf16" in processor.read_text(encoding="utf-8") else "fp32"
 
 
 def say(sentence: str) -> None:

@@ -6,7 +6,8 @@
 1. Read recipe and DeepSpeed configuration; claim the run directory, or find the checkpoint to go on from.
 2. Open the shards; build the model.
 3. Hand model and optimizer to DeepSpeed; restore the checkpoint, if any.
-4. Train, with checkpoints on the way; exit with 0 at the end, with 75 if asked to stop before.
+4. Train, with checkpoints on the way; exit with 0 at the end, with 75 if asked to stop before (RUN_DIR/stopped.json
+   then says by what).
 """
 
 import argparse
@@ -95,6 +96,7 @@ def faults_here(recipe: Recipe, deepspeed_path: Path) -> list[str]:
 
 def train(recipe: Recipe, arguments: argparse.Namespace, world: "World") -> bool:
     """Run the recipe; True if it was trained to its end."""
+    from pipeline.data.open import describe_text
     from pipeline.engine.run_directory import DirectoryLock, record_start, resume_point
     from pipeline.engine.watch import Watch
 
@@ -104,7 +106,8 @@ def train(recipe: Recipe, arguments: argparse.Namespace, world: "World") -> bool
         inputs = world.together(lambda: prepare(recipe, arguments.deepspeed_config, world.size, checkpoint_path))
         world.on_main(lambda: record_start(directory, recipe, inputs.deepspeed_config, sys.argv, lock))
         with Watch(directory, world, recipe.train.hang_minutes) as watch:
-            return run(recipe, inputs, directory, world, watch, [*faults, *inputs.built.notices])
+            text = describe_text(inputs.data, inputs.heldout, recipe.train.steps * recipe.train.global_batch)
+            return run(recipe, inputs, directory, world, watch, [*faults, *inputs.built.notices, *text])
 
 
 def run(recipe: Recipe, inputs: Inputs, directory: Path, world: "World", watch: "Watch", notices: list[str]) -> bool:
@@ -113,7 +116,7 @@ def run(recipe: Recipe, inputs: Inputs, directory: Path, world: "World", watch: 
     from pipeline.engine.trainer import Trainer
 
     first_step = inputs.checkpoint.step if inputs.checkpoint else 0
-    log = world.together(lambda: RunLog(directory, first_step, recipe.train.steps) if world.is_main else None)
+    log = world.together(lambda: RunLog(directory, first_step, recipe.train) if world.is_main else None)
     if log:
         for sentence in notices:
             log.say(sentence)
@@ -127,6 +130,7 @@ def run(recipe: Recipe, inputs: Inputs, directory: Path, world: "World", watch: 
         if log:
             log.say(f"resumed from {directory / 'checkpoints' / f'step_{first_step}'}")
     finished = trainer.run()
+    reason = trainer.stop.settle(trainer.step, finished)
 
     def say_farewell() -> None:
         if log:
@@ -135,7 +139,7 @@ def run(recipe: Recipe, inputs: Inputs, directory: Path, world: "World", watch: 
                 log.say(f"done: python pipeline/fold.py --run {directory} --output STUDENT_DIR")
             else:
                 written = "checkpoint written" if trainer.saved == trainer.step else "no step taken yet"
-                log.say(f"stopped on request at step {trainer.step}, {written}")
+                log.say(f"stopped on request at step {trainer.step}, {written} ({reason})")
             log.close()
 
     world.together(say_farewell)

@@ -11,6 +11,9 @@ from pipeline.data.vocabulary import load_vocabulary
 from pipeline.data.windows import WindowSource
 from pipeline.errors import UserError
 
+MUCH_HELD_OUT = 0.1
+"""Share of a source's windows; where more are held out, the user is told."""
+
 
 def open_shards(directory: Path, window_tokens: int) -> tuple[WindowSource, Manifest]:
     """Check (quickly) and open one shard directory.
@@ -59,3 +62,30 @@ def open_training_data(config: DataConfig, seed: int) -> tuple[TrainingData, Hel
     last = np.arange(sources[0].windows - config.heldout_windows, sources[0].windows)
     heldout = HeldOutData(sources[0], last, config.mask_fraction)
     return TrainingData(sources, weights, masking, reserved=config.heldout_windows), heldout, manifest
+
+
+def describe_text(data: TrainingData, heldout: HeldOutData, samples: int) -> list[str]:
+    """How much text there is, how much of it is held out, and how often a run of `samples` windows reads the rest.
+
+    Returns:
+        A sentence for each source, a note where much of it is held out, and a sentence for a held-out directory.
+    """
+    said = []
+    for source, trained, read in zip(data.sources, data.windows, data.consumed(samples), strict=True):
+        held = source.windows - trained
+        share, epochs = held / source.windows, read / trained
+        weight = f" ({100 * read / samples:.1f} % of the samples)" if len(data.sources) > 1 else ""
+        kept_back = f"{held:,} of them held out ({100 * share:.1f} %)" if held else "none of them held out"
+        said.append(
+            f"text {source.directory}{weight}: {source.windows:,} windows, {kept_back}; "
+            f"the run makes {epochs:{',.0f' if epochs >= 10 else '.2g'}} epochs"
+        )
+        if share > MUCH_HELD_OUT:
+            said.append(
+                f"note: {100 * share:.0f} % of {source.directory} is held out from training: set data.heldout_windows "
+                "lower, or data.heldout to another shard directory"
+            )
+    if not any(heldout.source is source for source in data.sources):
+        own = heldout.source
+        said.append(f"held-out text {own.directory}: {len(heldout.windows):,} of {own.windows:,} windows are measured")
+    return said

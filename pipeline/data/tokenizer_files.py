@@ -54,8 +54,8 @@ def write_tokenizer(tokenizer: Any, output: Path, sentencepiece_model: Path | No
     """Write a transformers tokenizer to the directory `output`, and check what loads from there.
 
     Args:
-        tokenizer: made in memory or loaded from a directory.
-        output: need not exist.
+        tokenizer: to write.
+        output: directory that exists.
         sentencepiece_model: what makes the ids, if `tokenizer` was not loaded from a directory with a `MODEL_FILE`.
 
     Raises:

@@ -90,7 +90,7 @@ def _write_files(directory: Path, checkpoint: Checkpoint) -> dict[str, dict[str,
         trainer = {"format": FORMAT, **checkpoint.trainer}
         for name, content in (("trainer.json", trainer), ("config.json", checkpoint.bert_config)):
             path = directory / name
-            path.write_text(json.dumps(content, indent=1) + "\n")
+            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             signatures[name] = pool.submit(_synced_signature, path)
     return {name: signatures[name].result() for name in sorted(signatures)}
 
@@ -186,7 +186,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(
         tensors={name: load_file(path / f"{name}.safetensors") for name in TENSOR_FILES},
         trainer=_read_trainer(path),
-        bert_config=json.loads((path / "config.json").read_text()),
+        bert_config=json.loads((path / "config.json").read_text(encoding="utf-8")),
     )
 
 

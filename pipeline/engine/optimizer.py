@@ -68,13 +68,18 @@ def build_optimizer(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=0.0, betas=BETAS, eps=EPSILON, fused=True)
 
 
+def head_warmup(teacher: TeacherConfig, head_is_new: bool) -> int:
+    """Steps at the beginning in which nothing but a new MLM head is trained."""
+    return teacher.head_warmup_steps if head_is_new else 0
+
+
 def learning_rates(train: TrainConfig, teacher: TeacherConfig, head_is_new: bool) -> Callable[[int], dict[str, float]]:
     """A function from the step (from 0) to the learning rate of each role.
 
     Linear rise over the warm-up share of the steps, then linear fall to 0. A new MLM head is first trained alone,
     everything else standing still at rate 0, and the schedule of the rest begins after that.
     """
-    alone = teacher.head_warmup_steps if head_is_new else 0
+    alone = head_warmup(teacher, head_is_new)
 
     def factor(step: int, steps: int, warmup: int) -> float:
         return (step + 1) / warmup if step < warmup else (steps - step) / max(steps - warmup, 1)

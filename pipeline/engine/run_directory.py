@@ -4,6 +4,7 @@ config.yaml       the resolved recipe        ds_config.json    the completed Dee
 environment.txt   machine, versions, commit        metrics.jsonl     one object per logged step
 selection.jsonl   every retirement           tensorboard/  checkpoints/
 lock              held by the run that writes here   stacks/  of the threads of every rank, if one hung or was lost
+stop              asks the run to stop       stopped.json      what stopped it, until it is started again
 """
 
 import errno
@@ -19,6 +20,7 @@ import yaml
 
 from pipeline.config import DataConfig, Recipe
 from pipeline.engine.checkpoint import all_checkpoints, check_format, newest_complete
+from pipeline.engine.stopping import STOPPED
 from pipeline.environment import commit, machine, versions
 from pipeline.errors import DataError, UserError
 from pipeline.files import write_atomically, writing
@@ -207,6 +209,7 @@ def record_start(
     write_atomically(directory / "environment.txt", _environment(command).encode())
     with writing(directory):
         (directory / "checkpoints").mkdir(exist_ok=True)
+        (directory / STOPPED).unlink(missing_ok=True)
 
 
 def _environment(command: list[str]) -> str:

@@ -1,16 +1,71 @@
 """What a run tells while it runs: the console line, metrics.jsonl and TensorBoard. Rank 0 only."""
 
-import time
+import statistics
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from pipeline.compaction.schedule import Schedule
+from pipeline.config import TrainConfig
 from pipeline.engine.board import Board
 from pipeline.errors import give_up_stdout
 from pipeline.files import writing
 from pipeline.records import JsonLines
+
+
+class TimeLeft:
+    """Estimates how long the rest of a run takes, from how long its recent steps took.
+
+    The first interval is not counted: libraries load and compile in it. The median of the last few forgives a single
+    slow one and follows soon when steps become faster, as they do once the model is narrowed.
+
+    Args:
+        first_step: completed steps at the start.
+    """
+
+    _RECENT = 5
+    """Intervals between logged steps."""
+
+    def __init__(self, first_step: int, train: TrainConfig) -> None:
+        self._steps, self._first, self._last = train.steps, first_step, first_step
+        self._recent: deque[float] = deque(maxlen=self._RECENT)
+        self._every = {"evaluate": train.evaluate_every, "checkpoint": train.checkpoint_interval}
+        self._seconds = dict.fromkeys(self._every, 0.0)
+
+    def note(self, step: int, time_ms: dict[str, float]) -> None:
+        """One logged step.
+
+        Args:
+            step: steps completed.
+            time_ms: milliseconds per step since the last call, by phase, see `Telemetry.interval`.
+        """
+        first, self._last = self._last, step
+        if first == self._first:
+            return
+        self._recent.append((time_ms["step"] - sum(time_ms[phase] for phase in self._every)) / 1000)
+        for phase in self._every:
+            if time_ms[phase]:
+                times = max(self._done(phase, step) - self._done(phase, first), 1)
+                self._seconds[phase] = time_ms[phase] / 1000 * (step - first) / times
+
+    def seconds(self) -> float | None:
+        """The estimate; None while there is nothing to base one on."""
+        if self._last == self._steps:
+            return 0.0
+        if not self._recent:
+            return None
+        training = statistics.median(self._recent) * (self._steps - self._last)
+        return training + sum(self._due(phase) * seconds for phase, seconds in self._seconds.items())
+
+    def _due(self, phase: str) -> int:
+        """How often `phase` is to come; it is done after the last step in any case."""
+        return -(-self._steps // self._every[phase]) - self._done(phase, self._last)
+
+    def _done(self, phase: str, step: int) -> int:
+        """How often `phase` came before the line of `step`: its evaluation did, its checkpoint comes after."""
+        return (step - (phase == "checkpoint")) // self._every[phase]
 
 
 class RunLog:
@@ -19,18 +74,17 @@ class RunLog:
     Args:
         directory: of the run.
         first_step: completed steps at the start; later records of an earlier attempt are dropped.
-        steps: of the whole run, for the time left.
     """
 
-    def __init__(self, directory: Path, first_step: int, steps: int) -> None:
+    def __init__(self, directory: Path, first_step: int, train: TrainConfig) -> None:
         self.metrics = JsonLines(directory / "metrics.jsonl", first_step)
         # A selection belongs to the step it comes before, which a resumed run takes again.
         self.selections = JsonLines(directory / "selection.jsonl", first_step - 1)
         self.events = directory / "tensorboard"
         with writing(self.events):
             self.board = Board(directory, first_step)
-        self.steps = steps
-        self._first = (first_step, time.monotonic())
+        self.steps = train.steps
+        self._left = TimeLeft(first_step, train)
 
     def step(self, record: dict[str, Any], rates: dict[str, float]) -> None:
         """One logged step.
@@ -42,6 +96,7 @@ class RunLog:
         self.metrics.append(**record)
         with writing(self.events):
             self.board.step(record, rates)
+        self._left.note(record["step"], record["time_ms"])
         self.say(self._line(record))
 
     def selection(self, choices: list[dict[str, Any]], schedule: Schedule) -> None:
@@ -85,10 +140,7 @@ class RunLog:
             parts.append(f"residual {record['kept']['residual']}")
         if "heldout_loss" in record:
             parts.append(f"held-out loss {record['heldout_loss']:.4f} acc {100 * record['heldout_accuracy']:.1f} %")
-        return "  ".join([*parts, f"{self._time_left(step)} left"])
-
-    def _time_left(self, step: int) -> str:
-        first, started = self._first
-        seconds = round((time.monotonic() - started) / max(step - first, 1) * (self.steps - step))
-        hours, minutes = divmod(seconds // 60, 60)
-        return f"{hours}:{minutes:02d}:{seconds % 60:02d}"
+        if (left := self._left.seconds()) is not None:
+            minutes, seconds = divmod(round(left), 60)
+            parts.append(f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left")
+        return "  ".join(parts)

@@ -191,7 +191,7 @@ def _now(device: torch.device) -> float:
 
 def memory_in_use(device: torch.device) -> tuple[int, int]:
     """Bytes this process holds in main memory now, and the most it had allocated on its GPU since the last call."""
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     if device.type != "cuda":
         return resident, 0
     allocated = torch.cuda.max_memory_allocated(device)

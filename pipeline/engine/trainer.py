@@ -36,7 +36,7 @@ from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
 from pipeline.engine.compaction import CompactionState
 from pipeline.engine.deepspeed_config import precision
 from pipeline.engine.distributed import World
-from pipeline.engine.optimizer import learning_rates, set_learning_rates
+from pipeline.engine.optimizer import head_warmup, learning_rates, set_learning_rates
 from pipeline.engine.run_log import RunLog
 from pipeline.engine.setup import initialize_engine
 from pipeline.engine.soundness import Judge, StepResult, describe_windows
@@ -113,7 +113,7 @@ class Trainer:
         # Read once and kept, so that a fault in them shows before the first step.
         kept = world.together(lambda: list(heldout.batches(self.micro_batch, world.rank, world.size)))
         self.heldout = [(self._collate(batch), valid) for batch, valid in kept]
-        self.stop = StopRequest(directory, world.is_main)
+        self.stop = StopRequest(directory, world)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue after the checkpoint's step. The module must be as `restored_model` makes it."""
@@ -137,7 +137,6 @@ class Trainer:
         self.telemetry.restart(self.step)
         self._started, self._saving = time.monotonic(), 0.0
         if self.step < train.steps and self._asked_to_stop():
-            self.stop.clear()
             return False
         while self.step < train.steps:
             result = self._optimizer_step(batches)
@@ -150,14 +149,14 @@ class Trainer:
             if event or evaluate or self.step % train.log_every == 0 or self.step == 1:
                 with self._until_agreed():
                     self._log(result, event, evaluate)
+            if self.log and not last and self.step == head_warmup(self.recipe.teacher, self.built.head_is_new):
+                self.log.say(f"step {self.step}: the new MLM head has warmed up, the whole model trains from here on")
             if self.judge.in_a_row >= train.max_skipped_in_a_row:
                 raise self.world.said_once(self._unsound())
             stopping = result.stop and not last
             if last or stopping or self.step % train.checkpoint_interval == 0:
                 with self.telemetry.clock("checkpoint"):
                     self.save()
-            if result.stop:
-                self.stop.clear()
             if stopping:
                 return False
         return True

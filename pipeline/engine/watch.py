@@ -70,7 +70,7 @@ class Process:
 def _status(pid: int) -> tuple[str, str]:
     """State and start time of a process, both empty if there is none."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return "", ""
     return fields[0], fields[19]
@@ -133,7 +133,7 @@ class Watch:
         while not self._done.wait(_TICK_SECONDS):
             faulthandler.dump_traceback_later(self._limit + 60, exit=True, file=self._file)
             if launcher() != self._launcher:
-                request("the launcher is gone")
+                request("launcher gone")
             if time.monotonic() - self._last > self._limit:
                 self._end_job()
 

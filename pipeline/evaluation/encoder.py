@@ -21,6 +21,8 @@ MODEL_FILES = (".json", ".txt", ".model", ".safetensors", ".bin")
 """Endings of the files that make a model what it is."""
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "tokenizer.model")
 POOLER = "pooler."
+MLM_BIAS = ("cls.predictions.bias", "cls.predictions.decoder.bias")
+"""Two names of one tensor."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,9 @@ def check_directory(directory: Path) -> None:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "bert":
         raise UserError(f"--model {directory}: model type '{kind}' where 'bert' was expected")
+    positions = config.get("position_embedding_type", "absolute")
+    if positions != "absolute":
+        raise UserError(f"--model {directory}: it has {positions} positions; only absolute ones can be evaluated")
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         # The library would quietly make a tokenizer of five tokens from the configuration alone.
         raise UserError(f"--model {directory}: it has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
@@ -85,8 +90,8 @@ def load_encoder(directory: Path) -> Encoder:
     """Read encoder and tokenizer from a model directory, whatever head or pooler the checkpoint carries.
 
     Raises:
-        UserError: what `check_directory` refuses, files that cannot be loaded, encoder weights that are missing, or a
-            tokenizer that does not fit the model.
+        UserError: what `check_directory` refuses, files that cannot be loaded, encoder weights that are missing or
+            unsound, or a tokenizer that does not fit the model.
     """
     from transformers import AutoModel, AutoTokenizer
 
@@ -104,32 +109,50 @@ def load_encoder(directory: Path) -> Encoder:
     return Encoder(model.config, model.state_dict(), tokenizer)
 
 
-def load_masked_lm(directory: Path) -> Any:
-    """Read a model directory as `BertForMaskedLM`.
+def load_masked_lm(directory: Path) -> tuple[Any, list[str]]:
+    """Read a model directory as `BertForMaskedLM`; returns it with what the user should know.
 
     Raises:
-        UserError: it cannot be loaded or has no MLM head.
+        UserError: it cannot be loaded, its weights are unsound, or it has no MLM head.
     """
     from transformers import BertForMaskedLM
 
     model, missing = _load_model(BertForMaskedLM, directory)
-    if missing:
-        raise UserError(f"--model {directory}: it has no MLM head (no {missing[0]})")
-    return model
+    beyond_bias = [name for name in missing if name not in MLM_BIAS]
+    if beyond_bias:
+        raise UserError(f"--model {directory}: it has no MLM head (no {beyond_bias[0]})")
+    notices = [f"--model {directory}: it has no MLM bias ({MLM_BIAS[0]}), zeros stand in its place"] if missing else []
+    return model, notices
 
 
 def _load_model(kind: Any, directory: Path, **options: Any) -> tuple[Any, list[str]]:
-    """The model in fp32 and the names of the weights that the checkpoint does not have."""
+    """The model in fp32 and the names of the weights that the checkpoint does not have.
+
+    Raises:
+        UserError: it cannot be loaded, or it holds other tensors than its configuration says, or no numbers.
+    """
     model, info = _load(kind, directory, dtype=torch.float32, output_loading_info=True, **options)
-    return model, sorted(info["missing_keys"])
+    missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    wrapped = next((name for name in unexpected if missing and name.endswith(f".{missing[0]}")), None)
+    if wrapped:
+        prefix = wrapped.removesuffix(missing[0]).removesuffix("bert.")
+        raise UserError(
+            f"--model {directory}: its tensors have '{prefix}' before their names, as {wrapped}: save the model inside "
+            "the wrapper, or rename the tensors"
+        )
+    for name in unexpected:
+        if "encoder.layer." in name:
+            raise UserError(f"--model {directory}: it has weights of {name}, which its config.json knows nothing of")
+    for name, weight in model.state_dict().items():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"--model {directory}: {name} has entries that are NaN or infinite")
+    return model, missing
 
 
 def _load(kind: Any, directory: Path, **options: Any) -> Any:
-    from safetensors import SafetensorError
-
     try:
         return kind.from_pretrained(directory, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # on damaged files the libraries fail in every way there is
         raise UserError(f"--model {directory}: it cannot be loaded ({first_line(error)})") from error
 
 

@@ -5,6 +5,7 @@ same seed on the same machine gives the same predictions.
 """
 
 import contextlib
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,22 +17,27 @@ import torch
 from pipeline.errors import UserError
 from pipeline.evaluation.encoder import Encoder, fresh_classifier
 from pipeline.evaluation.glue.rows import Example, TaskData
+from pipeline.evaluation.progress import Progress
 from pipeline.evaluation.task import WARMUP, WEIGHT_DECAY, Settings
 
 
 class EncodedRows(torch.utils.data.Dataset):
     """Tokenised rows, kept flat (5 bytes a token: MNLI has 16 million) and handed out as lists for the collator."""
 
-    def __init__(self, examples: Sequence[Example], tokenizer: Any, max_length: int) -> None:
-        """Tokenise in the order of `examples`, cutting the longer text of a pair first."""
+    def __init__(self, examples: Sequence[Example], encoder: Encoder, max_length: int) -> None:
+        """Tokenise in the order of `examples`, cutting the longer text of a pair first.
+
+        A model with fewer segments than the tokenizer numbers sees the last ones as one.
+        """
+        last_segment = encoder.config.type_vocab_size - 1
         ids, segments, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int8)], [0]
         for start in range(0, len(examples), 1000):
             texts = [
                 list(column) for column in zip(*(row.texts for row in examples[start : start + 1000]), strict=True)
             ]
-            encoded = tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=True)
+            encoded = encoder.tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=True)
             ids += [np.asarray(row, np.int32) for row in encoded["input_ids"]]
-            segments += [np.asarray(row, np.int8) for row in encoded["token_type_ids"]]
+            segments += [np.asarray(row, np.int8).clip(max=last_segment) for row in encoded["token_type_ids"]]
             lengths += [len(row) for row in encoded["input_ids"]]
         self._ids, self._segments, self._bounds = np.concatenate(ids), np.concatenate(segments), np.cumsum(lengths)
         self.labels = [row.label for row in examples]
@@ -66,7 +72,7 @@ def encode_task(data: TaskData, encoder: Encoder, settings: Settings) -> Encoded
     """Tokenise all rows once, for any number of seeds."""
 
     def encode(examples: Sequence[Example]) -> EncodedRows:
-        return EncodedRows(examples, encoder.tokenizer, settings.max_length)
+        return EncodedRows(examples, encoder, settings.max_length)
 
     dev = {name: encode(split.examples) for name, split in data.dev.items()}
     return EncodedTask(data.task.name, len(data.task.classes) or 1, encode(data.train.examples), dev)
@@ -83,18 +89,21 @@ def _deterministic() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+def _steps_per_epoch(rows: int, settings: Settings) -> int:
+    return -(-rows // settings.batch_size)
+
+
 def _arguments(output_dir: str, rows: int, seed: int, settings: Settings) -> Any:
     """Training arguments: linear decay after a warm-up over the first tenth, nothing saved, logged or shown."""
     from transformers import TrainingArguments
 
-    steps_per_epoch = -(-rows // settings.batch_size)
     return TrainingArguments(
         output_dir=output_dir,
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         per_device_eval_batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
-        warmup_steps=round(WARMUP * settings.epochs * steps_per_epoch),
+        warmup_steps=round(WARMUP * settings.epochs * _steps_per_epoch(rows, settings)),
         weight_decay=WEIGHT_DECAY,
         train_sampling_strategy="group_by_length",
         seed=seed,
@@ -116,7 +125,8 @@ def fine_tune(task: EncodedTask, encoder: Encoder, seed: int, settings: Settings
     """
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
 
-    with tempfile.TemporaryDirectory() as scratch, _deterministic():
+    title, steps = f"{task.name}, seed {seed}", math.ceil(settings.epochs * _steps_per_epoch(len(task.train), settings))
+    with tempfile.TemporaryDirectory() as scratch, _deterministic(), Progress(title, steps, "steps") as progress:
         trainer = Trainer(
             model=fresh_classifier(encoder, task.outputs, seed),
             args=_arguments(scratch, len(task.train), seed, settings),
@@ -124,9 +134,21 @@ def fine_tune(task: EncodedTask, encoder: Encoder, seed: int, settings: Settings
             data_collator=DataCollatorWithPadding(encoder.tokenizer),
         )
         trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(_saying(progress))
         trainer.train()
         trainer.args.train_sampling_strategy = "random"  # grouping by length would shuffle the dev rows as well
         return {name: _predict(trainer, rows, f"{name}, seed {seed}") for name, rows in task.dev.items()}
+
+
+def _saying(progress: Progress) -> Any:
+    """A callback of the `Trainer` that tells `progress` of every step."""
+    from transformers import TrainerCallback
+
+    class Saying(TrainerCallback):
+        def on_step_end(self, arguments: Any, state: Any, control: Any, **others: Any) -> None:
+            progress.reached(state.global_step)
+
+    return Saying()
 
 
 def _predict(trainer: Any, rows: EncodedRows, what: str) -> list[int] | list[float]:

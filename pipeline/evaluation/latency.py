@@ -31,9 +31,12 @@ class Latency(Task):
 
     def run(self, model: "Encoder", store: ResultStore) -> None:
         """Measure, unless that was done before."""
-        if not store.scores("latency"):
-            rounds = measure(model, self.request.settings.max_length)
-            store.enter("latency", {"milliseconds": rounds})
+        if store.scores("latency"):
+            print("latency: already done", flush=True)
+        else:
+            print(f"latency: {ROUNDS} x {PASSES} passes, {store.data('latency')} ...", flush=True)
+            store.enter("latency", {"milliseconds": measure(model, self.request.settings.max_length)})
+        store.say("latency")
 
 
 def measure(encoder: "Encoder", tokens: int) -> dict[int, float]:

@@ -3,11 +3,13 @@
 Windows and masks are those of the trainer's held-out measurement, so its numbers and these can be compared.
 """
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.data.manifest import MANIFEST_NAME
 from pipeline.errors import UserError
+from pipeline.evaluation.progress import Progress
 from pipeline.evaluation.results import ResultStore
 from pipeline.evaluation.task import Task
 
@@ -37,13 +39,15 @@ class MaskedLM(Task):
         self.sources: dict[str, WindowSource] = {}
         for shards in find_shards(Path(self.request.data)):
             source, manifest = open_shards(shards, tokens)
-            if model.config.vocab_size != manifest.vocab_size:
-                sizes = f"{model.config.vocab_size} tokens, the shards have {manifest.vocab_size}"
-                raise UserError(f"--model {self.request.model}: it has {sizes}")
+            check_vocabulary(self.request.model, model, shards, manifest.vocab_size)
             name = f"mlm {shards.resolve().name}"
             store.begin(name, f"{source.windows:,} windows of {tokens} tokens", manifest.source_hash)
             self.sources[name] = source
-        self.masked_lm: BertForMaskedLM = load_masked_lm(self.request.model)
+        self.masked_lm, self.notices = load_masked_lm(self.request.model)
+        rows, entries = model.config.vocab_size, len(model.tokenizer)
+        if any(source.vocabulary.size < rows for source in self.sources.values()):
+            padding = f"{rows - entries} of its {rows} embeddings lie beyond the tokenizer's {entries} tokens"
+            self.notices.append(f"--model {self.request.model}: {padding}, they are left out of the softmax")
 
     def run(self, model: "Encoder", store: ResultStore) -> None:
         """Measure on the shard directories that have no score yet."""
@@ -52,10 +56,19 @@ class MaskedLM(Task):
         from pipeline.data.loader import HeldOutData
 
         for name, source in self.sources.items():
-            if not store.scores(name):
-                loss, accuracy = measure(self.masked_lm, HeldOutData(source, np.arange(source.windows), MASK_FRACTION))
+            if store.scores(name):
+                print(f"{name}: already done", flush=True)
+            else:
+                while self.notices:
+                    print(self.notices.pop(0), flush=True)
+                print(f"{name}: predicting in {store.data(name)} ...", flush=True)
+                start = time.monotonic()
+                heldout = HeldOutData(source, np.arange(source.windows), MASK_FRACTION)
+                loss, accuracy = measure(self.masked_lm, heldout, name)
                 # One value that no seed changes, in the form that all scores have.
                 store.enter(name, {"loss": {0: loss}, "accuracy": {0: accuracy}})
+                print(f"{name}: done in {time.monotonic() - start:.0f} s", flush=True)
+            store.say(name)
 
 
 def find_shards(data: Path) -> list[Path]:
@@ -70,7 +83,24 @@ def find_shards(data: Path) -> list[Path]:
     return found
 
 
-def measure(model: "BertForMaskedLM", heldout: "HeldOutData") -> tuple[float, float]:
+def check_vocabulary(directory: Path, model: "Encoder", shards: Path, tokens: int) -> None:
+    """Look whether the ids in `shards`, whose tokenizer has `tokens` entries, are those of the model.
+
+    A model may have more embeddings than tokens: many are padded to a multiple of 64. Then its tokenizer must tell
+    where the tokens end.
+
+    Raises:
+        UserError: the model has another vocabulary.
+    """
+    rows, entries = model.config.vocab_size, len(model.tokenizer)
+    if rows != tokens and not rows > tokens == entries:
+        raise UserError(
+            f"--model {directory}: its tokenizer has {entries} tokens and its embeddings {rows} rows, the shards have "
+            f"{tokens} tokens ({shards}): build them with the model's tokenizer"
+        )
+
+
+def measure(model: "BertForMaskedLM", heldout: "HeldOutData", title: str) -> tuple[float, float]:
     """Mean loss (nats) and accuracy over all predicted positions."""
     import torch
     import torch.nn.functional as F
@@ -79,14 +109,17 @@ def measure(model: "BertForMaskedLM", heldout: "HeldOutData") -> tuple[float, fl
     from pipeline.evaluation.encoder import device
 
     model = model.to(device()).eval()
-    loss, right, total = 0.0, 0, 0
-    with torch.no_grad():
+    loss, right, total, windows = 0.0, 0, 0, 0
+    with torch.no_grad(), Progress(title, len(heldout.windows), "windows") as progress:
         for batch, valid in heldout.batches(min(BATCH, len(heldout.windows))):
             rows = (batch.input_ids[:valid], batch.positions[:valid], batch.labels[:valid])
             input_ids, positions, labels = (torch.from_numpy(array).to(device()) for array in rows)
             hidden = model.bert(input_ids=input_ids).last_hidden_state
-            logits = model.cls(take_positions(hidden, positions))
+            # (windows, k, tokens): embeddings beyond the tokenizer's tokens are no predictions.
+            logits = model.cls(take_positions(hidden, positions))[..., : heldout.source.vocabulary.size]
             loss += float(F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"))
             right += int((logits.argmax(-1) == labels).sum())
             total += labels.numel()
+            windows += valid
+            progress.reached(windows)
     return loss / total, right / total

@@ -12,14 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
-from pipeline.evaluation.metrics import compute, summarise
+from pipeline.errors import DataError, UserError
+from pipeline.evaluation.metrics import UNDEFINED, compute, summarise
 from pipeline.files import write_atomically
 
 RESULTS = "results.json"
 
 Summary = dict[str, Any]
-"""`mean`, `std` (0.0 for one seed) and `seeds`, the value of every seed by its digits."""
+"""`mean`, `std` (0.0 for one seed) and `seeds`, the value of every seed by its digits; `undefined`, the seeds of which
+the value is no number and counts as 0, where there are any."""
 
 
 class Results:
@@ -30,8 +31,18 @@ class Results:
 
     @classmethod
     def read(cls, directory: Path) -> "Results":
-        """The results in an evaluation directory."""
-        return cls(json.loads((directory / RESULTS).read_text(encoding="utf-8")))
+        """The results in an evaluation directory.
+
+        Raises:
+            DataError: `results.json` is not there, or not what `evaluate.py` writes.
+        """
+        try:
+            document = json.loads((directory / RESULTS).read_text(encoding="utf-8"))
+            if isinstance(document["model"], str) and isinstance(document["tasks"], dict):
+                return cls(document)
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        raise DataError(f"{directory / RESULTS}: the results that pipeline/evaluate.py writes were expected")
 
     @property
     def model(self) -> Path:
@@ -128,8 +139,8 @@ class ResultStore(Results):
             raise UserError(f"--output {self._output}: it cannot be made ({error.strerror})") from None
         self._write()
 
-    def enter(self, name: str, values: Mapping[str, Mapping[int, float]]) -> None:
-        """Keep the values of every metric of a scored name, by seed."""
+    def enter(self, name: str, values: Mapping[str, Mapping[int, float | None]]) -> None:
+        """Keep the values of every metric of a scored name, by seed; None where they are undefined."""
         for metric, by_seed in values.items():
             self._document["tasks"][name][metric] = summarise(by_seed)
         self._write()
@@ -147,7 +158,7 @@ class ResultStore(Results):
         """Compute and keep `metrics` of one scored name from all predictions that there are, of whatever seed."""
         pattern = re.compile(re.escape(name) + r"_(\d+)\.jsonl")
         found = {int(m[1]): p for p in (self._output / "predictions").iterdir() if (m := pattern.fullmatch(p.name))}
-        values: dict[str, dict[int, float]] = {metric: {} for metric in metrics}
+        values: dict[str, dict[int, float | None]] = {metric: {} for metric in metrics}
         for seed, path in sorted(found.items()):
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             predictions, labels = [row["prediction"] for row in rows], [row["label"] for row in rows]
@@ -155,10 +166,14 @@ class ResultStore(Results):
                 values[metric][seed] = compute(metric, predictions, labels)
         self.enter(name, values)
 
-    def say(self, name: str, seed: int) -> None:
-        """Print the scores of a name under one seed."""
-        values = {metric: summary["seeds"][str(seed)] for metric, summary in self.scores(name).items()}
-        print("  " + name + "".join(f"  {metric} {value:.4f}" for metric, value in values.items()), flush=True)
+    def say(self, name: str, seed: int | None = None) -> None:
+        """Print the scores of a name under one seed, or the mean over those that there are."""
+        shown = [name]
+        for metric, summary in self.scores(name).items():
+            value = summary["mean"] if seed is None else summary["seeds"][str(seed)]
+            undefined = str(seed) in summary.get("undefined", ())
+            shown.append(f"{metric} {UNDEFINED if undefined else format(value, '.4f')}")
+        print("  " + "  ".join(shown), flush=True)
 
     def finish(self, glue_average: Summary | None) -> None:
         """Mark the results as complete."""

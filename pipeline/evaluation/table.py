@@ -1,6 +1,7 @@
 """What the user sees at the end: all scores in an output directory."""
 
-from pipeline.evaluation.glue.tasks import GLUE, SCORED
+from pipeline.evaluation.glue.tasks import GLUE, MNLI_MM, SCORED
+from pipeline.evaluation.metrics import UNDEFINED
 from pipeline.evaluation.results import Results, Summary
 from pipeline.records import markdown_table
 
@@ -13,11 +14,22 @@ def format_table(results: Results) -> str:
             rows.append([f"{name} {metric}", *numbers(summary), results.data(name)])
     rows += [[name, "not available", "", reason] for name, reason in results.not_available.items()]
     if results.glue_average is not None:
-        note = "" if all(results.data(name) == "full" for name in GLUE) else "not all data is full"
-        rows.append(["glue average", *numbers(results.glue_average), note])
+        rows.append(["glue average", *numbers(results.glue_average), _average_note(results)])
     return markdown_table(["score", "mean ± std", "seeds", "data"], rows)
+
+
+def _average_note(results: Results) -> str:
+    """What a reader of the GLUE average must know."""
+    notes = [] if all(results.data(name) == "full" for name in GLUE) else ["not all data is full"]
+    if any("undefined" in summary for name in (*GLUE, MNLI_MM) for summary in results.scores(name).values()):
+        notes.append("a score in it is undefined and counts as 0")
+    return "; ".join(notes)
 
 
 def numbers(summary: Summary) -> tuple[str, str]:
     """`mean ± std` and the number of seeds."""
-    return f"{summary['mean']:.4f} ± {summary['std']:.4f}", str(len(summary["seeds"]))
+    undefined = summary.get("undefined", [])
+    if len(undefined) == len(summary["seeds"]):
+        return UNDEFINED, str(len(undefined))
+    note = f" (seed {', '.join(undefined)}: {UNDEFINED})" if undefined else ""
+    return f"{summary['mean']:.4f} ± {summary['std']:.4f}{note}", str(len(summary["seeds"]))

@@ -3,6 +3,7 @@
 Nothing here is heavy, so that a mistake on the command line is said at once.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -31,7 +32,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(self, name)}")
         if self.max_length < 8:
             raise UserError(f"--max-length must be at least 8 tokens, not {self.max_length}")

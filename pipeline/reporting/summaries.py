@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import UserError
+from pipeline.errors import DataError, UserError
 from pipeline.evaluation.results import Results
 from pipeline.records import NOT_TRAINING, read_json_lines
 from pipeline.shapes import BertShape
@@ -29,13 +29,18 @@ class RunSummary:
 
         Raises:
             UserError: it logged nothing yet.
+            DataError: its recipe cannot be read.
         """
         metrics = read_json_lines(directory / "metrics.jsonl")
         if not metrics:
             raise UserError(f"{directory} has no logged step yet")
-        config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+        path = directory / "config.yaml"
+        try:
+            method = yaml.safe_load(path.read_text(encoding="utf-8"))["method"]
+        except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+            raise DataError(f"{path}: the recipe that pipeline/train.py writes into a run was expected") from None
         selections = sorted({line["step"] for line in read_json_lines(directory / "selection.jsonl")})
-        return cls(directory.name, config["method"], metrics, selections)
+        return cls(directory.name, method, metrics, selections)
 
     def numbers(self) -> dict[str, Any]:
         """What report.json says of this run."""
@@ -76,19 +81,28 @@ class EvaluationSummary:
         """Read an evaluation directory and the configuration of its model.
 
         Raises:
-            UserError: one of them is gone.
+            UserError: the model is gone.
+            DataError: results or configuration cannot be read.
         """
         results = Results.read(directory)
         path = results.model / "config.json"
         if not path.is_file():
             raise UserError(f"{directory} evaluates {results.model}, which is no model directory any more")
-        shape = BertShape.from_config(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            shape = BertShape.from_config(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, KeyError):
+            raise DataError(f"{path}: the configuration of a BERT was expected") from None
         return cls(results.model.name, shape, results)
 
     def scores(self) -> dict[str, dict[str, float]]:
-        """`task metric` -> mean, std and number of seeds."""
+        """`task metric` -> mean, std and number of seeds; also how many of them are undefined, where some are."""
         return {
-            f"{name} {metric}": {"mean": value["mean"], "std": value["std"], "seeds": len(value["seeds"])}
+            f"{name} {metric}": {
+                "mean": value["mean"],
+                "std": value["std"],
+                "seeds": len(value["seeds"]),
+                **({"undefined": len(value["undefined"])} if "undefined" in value else {}),
+            }
             for name in self.results.names
             for metric, value in self.results.scores(name).items()
         }

@@ -1,5 +1,6 @@
 """The Markdown tables of a report."""
 
+from pipeline.evaluation.metrics import UNDEFINED
 from pipeline.records import markdown_table
 from pipeline.reporting.summaries import EvaluationSummary, RunSummary
 from pipeline.shapes import BertShape
@@ -42,5 +43,9 @@ def run_table(runs: list[RunSummary]) -> str:
 def _score(value: dict[str, float] | None) -> str:
     if value is None:
         return ""
+    undefined = value.get("undefined", 0)
+    if undefined == value["seeds"]:
+        return UNDEFINED
     spread = f" ± {value['std']:.3f}" if value["seeds"] > 1 else ""
-    return f"{value['mean']:.3f}{spread}"
+    note = f" ({undefined:.0f} of {value['seeds']:.0f} {UNDEFINED})" if undefined else ""
+    return f"{value['mean']:.3f}{spread}{note}"

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from preprocessing.build.cleaning import cleaned_texts
 from preprocessing.build.duplicates import duplicates_of
 from preprocessing.build.output import TaskResult, clean_result_of, write_marker
 from preprocessing.build.plan import Task
+from preprocessing.tokenizing.cutting import Cutter, load_cutter
 from preprocessing.tokenizing.tokenizer import Encoder, load_encoder
 
 _BATCH_CHARACTERS = 1 << 18
@@ -33,7 +35,7 @@ class TaskRunner:
 
     def __call__(self, task: Task) -> TaskResult:
         """Write the task's shards and marker, or leave no shard half-written."""
-        encoder = _encoder(self.tokenizer)
+        encoder, cutter = _tools(self.tokenizer)
         shards = _ShardSeries(self.output, task.index, encoder.vocab_size, self.shard_tokens)
         first_pass = clean_result_of(self.output, task.index)
         duplicate = duplicates_of(self.output, task.index, first_pass.documents)
@@ -43,7 +45,7 @@ class TaskRunner:
         pairs = zip(cleaned_texts(self.output, task.index), duplicate.tolist(), strict=True)
         texts = (text for text, left_out in pairs if not left_out)
         try:
-            for text, ids in encode(encoder, texts):
+            for text, ids in encode(encoder, cutter, texts):
                 text_bytes += len(text.encode())
                 # Text of control characters alone is as empty as none.
                 if ids.size:
@@ -60,15 +62,18 @@ class TaskRunner:
         return result
 
 
-def encode(encoder: Encoder, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each text with its ids (tokens,) int32, without special tokens."""
+def encode(encoder: Encoder, cutter: Cutter, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each text with its ids (tokens,) int32, without special tokens; long texts are encoded in parts."""
     for batch in _batches(texts):
-        yield from zip(batch, encoder(batch), strict=True)
+        cut = [list(cutter.parts(text, _BATCH_CHARACTERS)) for text in batch]
+        ids = (ids for parts in _batches(chain.from_iterable(cut)) for ids in encoder(parts))
+        for text, parts in zip(batch, cut, strict=True):
+            yield text, np.concatenate(list(islice(ids, len(parts))))
 
 
 @cache
-def _encoder(directory: Path) -> Encoder:
-    return load_encoder(directory)
+def _tools(directory: Path) -> tuple[Encoder, Cutter]:
+    return load_encoder(directory), load_cutter(directory)
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

@@ -65,11 +65,11 @@ def load_encoder(directory: Path) -> Encoder:
 
 
 def save_tokenizer(source: Path, output: Path, cased: bool | None = None) -> None:
-    """Write the tokenizer that `source` describes.
+    """Write the tokenizer that `source` describes into the existing directory `output`.
 
     Args:
-        source: a file, or a directory of files.
-        output: an existing directory.
+        source: directory or file.
+        output: directory that exists.
         cased: for a vocab.txt, which does not say how upper case is treated.
 
     Raises:

@@ -230,6 +230,7 @@ def test_a_run_through_the_launcher_stops_refuses_resumes_and_ends(copy, tmp_pat
     stopped_at = int((run / "checkpoints" / "latest").read_text().removeprefix("step_"))
     assert 3 <= stopped_at < 300 and not (run / "stop").exists()
     assert len(metrics.read_text().splitlines()) == stopped_at
+    assert json.loads((run / "stopped.json").read_text()) == {"reason": "stop file", "rank": 0, "step": stopped_at}
 
     # Without a launcher that would end the other rank, each must find its own way out, and one of them speak.
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -248,7 +249,7 @@ def test_a_run_through_the_launcher_stops_refuses_resumes_and_ends(copy, tmp_pat
     assert f"resumed from {run}/checkpoints/step_{stopped_at}" in out and "Traceback" not in err
     assert copy.imported_from(REAL_RUN, "launcher") == {str(copy.root / "pipeline" / "__init__.py")}
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-    assert steps == list(range(1, 301))
+    assert steps == list(range(1, 301)) and not (run / "stopped.json").exists()
 
     folded = copy.start("pipeline/fold.py", "script", "--run", str(run), "--output", str(tmp_path / "student"))
     out, err = folded.communicate(timeout=240)

@@ -93,6 +93,10 @@ def catches(pid: int, number: signal.Signals) -> bool:
     return bool(mask >> (number - 1) & 1)
 
 
+def stopped(run: Path) -> dict[str, object]:
+    return json.loads((run / "stopped.json").read_text(encoding="utf-8"))
+
+
 def errors(err: str) -> list[str]:
     return [line for line in err.splitlines() if line.startswith("error: ")]
 
@@ -130,6 +134,7 @@ def test_a_signal_before_the_first_step_is_heeded_by_both(start):
     codes, out, err = ranks.end()
     assert codes == [75, 75] and "Traceback" not in err[0] + err[1]
     assert "rank 1: SIGTERM, stopping" in err[1] and "stopped on request at step 0, no step taken yet" in out[0]
+    assert stopped(ranks.run) == {"reason": "SIGTERM", "rank": 1, "step": 0}
     assert not (ranks.run / "metrics.jsonl").read_text()
 
 
@@ -158,6 +163,7 @@ def test_a_second_run_is_refused_and_a_signal_while_measuring_stops_the_first(st
     assert codes == [75, 75] and errors(err[0] + err[1]) == [] and "Traceback" not in err[0] + err[1]
     step = int((ranks.run / "checkpoints" / "latest").read_text().removeprefix("step_"))
     assert f"stopped on request at step {step}, checkpoint written" in out[0]
+    assert stopped(ranks.run) == {"reason": "SIGUSR1", "rank": 1, "step": step}
     records = [json.loads(line) for line in (ranks.run / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records] == list(range(1, step + 1))
     assert all(record["heldout_loss"] > 0 for record in records)

@@ -187,9 +187,14 @@ def test_metrics_against_hand_computations():
 
 
 def test_metrics_of_a_model_that_learned_nothing():
-    assert compute("matthews", [1, 1, 1], [1, 0, 1]) == 0.0
+    for name in ("matthews", "pearson", "spearman"):
+        assert compute(name, [1, 1, 1], [1, 0, 1]) is None
+        assert compute(name, [1, 0, 1], [1, 1, 1]) is None
     assert compute("f1", [0, 0], [1, 0]) == 0.0
-    assert compute("pearson", [2.0, 2.0], [1.0, 3.0]) == 0.0
+    assert compute("f1", [0, 1], [0, 0]) == 0.0
+    assert compute("f1", [0, 0], [0, 0]) is None
+    assert compute("pearson", [1e-200, 2e-200, 3e-200], [1.0, 2.0, 3.0]) in (None, pytest.approx(1.0))
+    assert compute("matthews", [1, 0, 1, 0], [1, 1, 0, 0]) == 0.0  # defined, and 0
 
 
 def test_summary_and_average():

@@ -1,8 +1,10 @@
-"""slurm/train.sbatch on a real SLURM of two nodes on this host: trains, stops on a signal, is requeued, goes on.
+"""slurm/train.sbatch on a real SLURM of two nodes on this host: trains, stops on a signal, is requeued, goes on, and
+ends by a stop file.
 
 Needs root and Debian's slurm-wlm and munge; run by `make test-slow`.
 """
 
+import json
 import os
 import shutil
 import socket
@@ -81,7 +83,7 @@ def wait_for(log: Path, text: str, seconds: int = 180) -> str:
     raise AssertionError(f"{text!r} did not appear in {log}:\n{content[-3000:]}")
 
 
-def test_a_job_that_is_signalled_writes_a_checkpoint_and_goes_on_when_it_is_requeued(cluster, tmp_path):
+def test_a_job_that_is_signalled_goes_on_when_it_is_requeued_and_a_stop_file_ends_it(cluster, tmp_path):
     if not (ROOT / ".venv").is_dir():
         pytest.skip("the batch script wants the .venv of `make install`")
     inputs = prepare(tmp_path)
@@ -96,6 +98,15 @@ def test_a_job_that_is_signalled_writes_a_checkpoint_and_goes_on_when_it_is_requ
     wait_for(log, "step     25/")
     subprocess.run(["scancel", "--signal=USR1", sbatch.stdout.strip()], env=cluster, check=True)
     content = wait_for(log, "resumed from")
-    assert "stopped on request at step" in content and "exit code 75" in content
+    assert "stopped by SIGUSR1: the job is requeued" in content and "exit code 75" in content
     step = int(content.split("stopped on request at step ")[1].split(",")[0])
     assert f"resumed from {run / 'checkpoints' / f'step_{step}'}" in content
+
+    (run / "stop").touch()
+    content = wait_for(log, "the job ends")
+    assert content.count("the job is requeued") == 1 and not (run / "stop").exists()
+    assert json.loads((run / "stopped.json").read_text())["reason"] == "stop file"
+    deadline = time.monotonic() + 60
+    while subprocess.run(["squeue", "-h"], env=cluster, capture_output=True).stdout:
+        assert time.monotonic() < deadline, "the job is still there, or was requeued"
+        time.sleep(1)

@@ -120,10 +120,11 @@ def run_main(monkeypatch: pytest.MonkeyPatch, main: Callable[[], int], *argument
     return int(done.value.code or 0), out.getvalue(), err.getvalue()
 
 
-def run_train_worker(directory: Path, *jobs: list[str]) -> None:
-    """Train every job to its end in one single-rank process of its own."""
+def run_train_worker(directory: Path, *jobs: list[str]) -> str:
+    """Train every job to its end in one single-rank process of its own; what it prints."""
     listing = directory / "jobs.json"
     listing.write_text(json.dumps(jobs))
     worker = [sys.executable, str(ROOT / "tests" / "support" / "train_worker.py"), str(listing)]
     result = subprocess.run(worker, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    return result.stdout

@@ -53,9 +53,9 @@ class Glue(Task):
             if all(store.predictions_path(name, seed).is_file() for name in data.dev):
                 print(f"{label}: already done", flush=True)
             else:
-                encoded = encoded or encode_task(data, model, self.request.settings)
-                print(f"{label}: fine-tuning on {len(encoded.train):,} rows ...", flush=True)
+                print(f"{label}: fine-tuning on {len(data.train.examples):,} rows ...", flush=True)
                 start = time.monotonic()
+                encoded = encoded or encode_task(data, model, self.request.settings)
                 _keep(data, fine_tune(encoded, model, seed, self.request.settings), seed, store)
                 print(f"{label}: done in {time.monotonic() - start:.0f} s", flush=True)
             for name in data.dev:
