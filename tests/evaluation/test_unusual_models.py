@@ -151,6 +151,18 @@ def test_another_vocabulary_is_refused(run, tmp_path, inputs, case):
     assert f"{vocabulary} rows" in err if case == "fewer rows" else f"{vocabulary + 1} tokens" in err
 
 
+@pytest.mark.parametrize("beyond", [0, 29])
+def test_equal_sizes_are_no_equal_vocabularies(run, tmp_path, inputs, beyond):
+    model = make_model(tmp_path / "model", inputs[0], vocab_size=inputs[1] + beyond)
+    text = (model / "tokenizer.json").read_text()
+    assert text.count('"fox"') == text.count('"dog"') == 1
+    (model / "tokenizer.json").write_text(
+        text.replace('"fox"', '"§"').replace('"dog"', '"fox"').replace('"§"', '"dog"')
+    )
+    code, out, err, _ = run(model, "mlm")
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "has another vocabulary than" in err
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("tasks", "name"),
