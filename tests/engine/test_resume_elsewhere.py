@@ -16,11 +16,12 @@ import yaml
 from transformers import AutoModelForMaskedLM
 from transformers.utils import logging as library_logging
 
-from pipeline import fold, train
+from pipeline import fold
 from pipeline.compaction.model import CompactedBert
 from pipeline.compaction.schedule import Schedule
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.manifest import read_manifest
+from pipeline.engine import session
 from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
 from pipeline.engine.run_directory import record_start, resume_point
 from pipeline.errors import UserError
@@ -150,11 +151,11 @@ def start(directory: Path, wanted: Recipe, spoil: str | None = None) -> Path:
     return directory
 
 
-def go_on(run: Path, wanted: Recipe, inputs: dict[str, Path]) -> train.Inputs:
+def go_on(run: Path, wanted: Recipe, inputs: dict[str, Path]) -> session.Inputs:
     """What train.py does before the first step of a resumed run."""
     path, faults = resume_point(run, wanted)
     assert path and not faults
-    return train.prepare(wanted, inputs["deepspeed"], 1, path)
+    return session.prepare(wanted, inputs["deepspeed"], 1, path)
 
 
 def elsewhere(tmp_path: Path, directory: Path) -> str:
