@@ -59,10 +59,10 @@ def moved(tmp_path_factory) -> Path:
     old, new = directory / "old", directory / "new"
     for seed, name in enumerate(("a", "b", "heldout")):
         make_shards(old / name, seed=seed)
-    wid = recipe_values(old / "a", make_teacher(directory / "teacher", vocabulary_of(old / "a")))
-    wid["data"]["heldout"] = str(old / "heldout")
+    teacher = make_teacher(directory / "teacher", vocabulary_of(old / "a"))
+    wid = recipe_values(old / "a", teacher, data={"heldout": str(old / "heldout")})
     two = [{"path": str(old / name), "weight": weight} for name, weight in (("a", 1.0), ("b", 2.0))]
-    further = {**wid, "method": "continue", "target": {}, "data": {"shards": two, "seq_len": 16, "heldout_windows": 5}}
+    further = recipe_values(old / "a", teacher, "continue", target=None, data={"shards": two, "heldout_windows": 5})
     deepspeed = write_deepspeed(directory / "deepspeed.json")
     inputs = {
         method: {"recipe": write_recipe(directory / f"{method}.yaml", values), "deepspeed": deepspeed}
@@ -123,12 +123,10 @@ def inputs(tmp_path_factory) -> dict[str, Path]:
 
 
 def recipe(inputs: dict[str, Path], method: str = "wid", **data: object) -> Recipe:
-    values = recipe_values(inputs["shards"], inputs["teacher"]) | {"method": method}
-    values["data"] |= data
-    if method == "continue":
-        values["target"] = {}
-    if method == "scratch":
-        values |= {"teacher": {}, "target": {"layers": 1, "hidden": 16, "head_size": 8}}
+    small = {"layers": 1, "hidden": 16, "head_size": 8, "intermediate": None}
+    target = {"wid": {}, "continue": None, "scratch": small}[method]
+    teacher = None if method == "scratch" else inputs["teacher"]
+    values = recipe_values(inputs["shards"], teacher, method, data=data, target=target)
     return build(Recipe, values, "test").with_absolute_paths()
 
 

@@ -1,7 +1,7 @@
-"""slurm/train.sbatch on a real SLURM of two nodes on this host: a signal requeues the job, a stop file ends it.
+"""slurm/train.sbatch on a real SLURM of two nodes on this host.
 
-It trains, stops on a signal, is requeued, goes on, and ends by a stop file. Needs root and Debian packages (slurm-wlm,
-munge); run by `make test-slow`.
+A job trains, stops on a signal, is requeued, goes on, and ends by a stop file. Needs root and
+Debian's slurm-wlm and munge; run by `make test-slow`.
 """
 
 import json
