@@ -163,7 +163,7 @@ def claim(output: Path, data: str | None, teacher: Path, quick: bool) -> None:
     """Make the directory belong to this demo, or refuse one that belongs to another."""
     wanted = {"data": data, "teacher": str(teacher), "quick": quick}
     record = output / "demo.json"
-    if record.is_file() and json.loads(record.read_text()) != wanted:
+    if record.is_file() and json.loads(record.read_text(encoding="utf-8")) != wanted:
         raise UserError(f"{output} holds a demo of other text or another teacher: move it away or remove it")
     if not record.is_file() and output.exists() and any(output.iterdir()):
         raise UserError(f"{output} is not empty and no demo: choose another --output")

@@ -22,18 +22,7 @@ def check_same_tokenizer(teacher: str, shards: Path, tokenizer: Any) -> None:
     Raises:
         UserError: the ids differ, or the teacher's tokenizer cannot be loaded.
     """
-    try:
-        if not Path(teacher).is_dir() and not find_files(teacher, ["config.json"]):
-            return
-    except (OSError, ValueError):
-        return
-    try:
-        files = find_files(teacher)
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"the tokenizer of teacher {teacher} cannot be loaded from disk or from the hub: {reason}"
-        ) from error
+    files = _files_of(teacher)
     if not holds_vocabulary(files):
         return
     own = load_source(teacher, files)
@@ -48,6 +37,22 @@ def check_same_tokenizer(teacher: str, shards: Path, tokenizer: Any) -> None:
             f"teacher {teacher} and {shards} give text different ids: {difference}; build the shards with the "
             "teacher's tokenizer directory, or with its vocab.txt and the right one of --cased and --uncased"
         )
+
+
+def _files_of(teacher: str) -> dict[str, Path]:
+    """The teacher's tokenizer files, none if there is no such teacher."""
+    if not Path(teacher).is_dir():
+        try:
+            find_files(teacher, ["config.json"])
+        except (OSError, ValueError):
+            return {}
+    try:
+        return find_files(teacher)
+    except OSError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the tokenizer of teacher {teacher} cannot be loaded from disk or from the hub: {reason}"
+        ) from error
 
 
 def _difference(own: Any, tokenizer: Any) -> str | None:

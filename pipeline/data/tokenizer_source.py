@@ -1,6 +1,7 @@
 """Tokenizers that others made: a `vocab.txt`, a directory, a repository of the hub."""
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ SOURCE_FILES = (
     CONFIG_FILE,
 )
 """What transformers makes tokenizers of; all but the last hold a vocabulary."""
+_SPECIAL_TOKEN = re.compile(r"\[[^\[\]]+\]|<[^<>]+>")
+"""[PAD], [unused1], <S>: their capitals are no word's."""
 MAX_LENGTH = 512
 """BERT's position table; without it, later tools would never truncate."""
 
@@ -86,6 +89,14 @@ def says_case(files: dict[str, Path]) -> bool:
         return CONFIG_FILE in files and json.loads(files[CONFIG_FILE].read_bytes()).get("do_lower_case") is not None
     except (ValueError, AttributeError):
         return True  # loading says what is wrong with it
+
+
+def first_capital(vocabulary: Iterable[str]) -> tuple[int, str] | None:
+    """Number (from 1) and text of the first token that lower-casing would put out of reach, if there is one."""
+    for number, token in enumerate(vocabulary, 1):
+        if token != token.lower() and not _SPECIAL_TOKEN.fullmatch(token):
+            return number, token
+    return None
 
 
 def load_source(source: str | Path, files: dict[str, Path], cased: bool | None = None) -> Any:

@@ -209,7 +209,7 @@ def check_format(directory: Path) -> None:
 
 def _read_trainer(path: Path) -> dict[str, Any]:
     """The plain values of a checkpoint but for their format, which must be this program's."""
-    trainer: dict[str, Any] = json.loads((path / "trainer.json").read_text())
+    trainer: dict[str, Any] = json.loads((path / "trainer.json").read_text(encoding="utf-8"))
     found = trainer.pop("format", None)
     if found != FORMAT:
         raise UserError(

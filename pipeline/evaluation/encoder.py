@@ -14,12 +14,21 @@ from typing import Any
 
 import torch
 
+from pipeline.data.tokenizer_source import (
+    CONFIG_FILE,
+    SOURCE_FILES,
+    VOCABULARY_FILE,
+    find_files,
+    first_capital,
+    holds_vocabulary,
+    load_source,
+    says_case,
+)
 from pipeline.errors import UserError, first_line
 from pipeline.files import sha256_of
 
 MODEL_FILES = (".json", ".txt", ".model", ".safetensors", ".bin")
 """Endings of the files that make a model what it is."""
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "tokenizer.model")
 POOLER = "pooler."
 MLM_BIAS = ("cls.predictions.bias", "cls.predictions.decoder.bias")
 """Two names of one tensor."""
@@ -81,9 +90,9 @@ def check_directory(directory: Path) -> None:
     positions = config.get("position_embedding_type", "absolute")
     if positions != "absolute":
         raise UserError(f"--model {directory}: it has {positions} positions; only absolute ones can be evaluated")
-    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
+    if not holds_vocabulary(find_files(directory)):
         # The library would quietly make a tokenizer of five tokens from the configuration alone.
-        raise UserError(f"--model {directory}: it has no tokenizer (none of {', '.join(TOKENIZER_FILES)})")
+        raise UserError(f"--model {directory}: it has no tokenizer (none of {', '.join(SOURCE_FILES[:-1])})")
 
 
 def load_encoder(directory: Path) -> Encoder:
@@ -93,20 +102,32 @@ def load_encoder(directory: Path) -> Encoder:
         UserError: what `check_directory` refuses, files that cannot be loaded, encoder weights that are missing or
             unsound, or a tokenizer that does not fit the model.
     """
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoModel
 
     silence_libraries()
     check_directory(directory)
-    tokenizer = _load(AutoTokenizer, directory)
+    tokenizer = _load_tokenizer(directory)
     model, missing = _load_model(AutoModel, directory, add_pooling_layer=False)
     if missing:
         raise UserError(f"--model {directory}: {len(missing)} encoder weights are missing, such as {missing[0]}")
-    if tokenizer.pad_token_id is None:
-        raise UserError(f"--model {directory}: its tokenizer has no padding token")
     if len(tokenizer) > model.config.vocab_size:
         sizes = f"{len(tokenizer):,} entries, the model's embeddings {model.config.vocab_size:,}"
         raise UserError(f"--model {directory}: its tokenizer has {sizes}")
     return Encoder(model.config, model.state_dict(), tokenizer)
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    files = find_files(directory)
+    tokenizer = load_source(directory, files)
+    found = None if says_case(files) else first_capital(tokenizer.convert_ids_to_tokens(range(len(tokenizer))))
+    if found:
+        raise UserError(
+            f"--model {directory}: its {VOCABULARY_FILE} has capitals, as in {found[1]!r}, and nothing says how upper "
+            f"case is treated: write do_lower_case, true or false, into its {CONFIG_FILE}"
+        )
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"--model {directory}: its tokenizer has no padding token")
+    return tokenizer
 
 
 def load_masked_lm(directory: Path) -> tuple[Any, list[str]]:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.data.manifest import MANIFEST_NAME
+from pipeline.data.manifest import MANIFEST_NAME, TOKENIZER_NAME
 from pipeline.errors import UserError
 from pipeline.evaluation.progress import Progress
 from pipeline.evaluation.results import ResultStore
@@ -32,7 +32,9 @@ class MaskedLM(Task):
 
     def check(self, model: "Encoder", store: ResultStore) -> None:
         """Open all shard directories and the model with its MLM head."""
+        from pipeline.data.agreement import check_same_tokenizer
         from pipeline.data.open import open_shards
+        from pipeline.data.vocabulary import load_tokenizer
         from pipeline.evaluation.encoder import load_masked_lm
 
         tokens = self.request.settings.max_length
@@ -40,6 +42,7 @@ class MaskedLM(Task):
         for shards in find_shards(Path(self.request.data)):
             source, manifest = open_shards(shards, tokens)
             check_vocabulary(self.request.model, model, shards, manifest.vocab_size)
+            check_same_tokenizer(str(self.request.model), shards, load_tokenizer(shards / TOKENIZER_NAME))
             name = f"mlm {shards.resolve().name}"
             store.begin(name, f"{source.windows:,} windows of {tokens} tokens", manifest.source_hash)
             self.sources[name] = source

@@ -106,7 +106,7 @@ class BuildDirectory:
                 raise UserError(f"{self.output} holds finished shards of other input, tokenizer or options")
             return True
         recorded = self.work / "source_hash"
-        if recorded.exists() and recorded.read_text() != self.source_hash:
+        if recorded.exists() and recorded.read_text(encoding="utf-8") != self.source_hash:
             what = "an unfinished build of other input, tokenizer or options"
             raise UserError(f"{self.output} holds {what}; delete it or choose another directory")
         if not self.work.exists() and self.output.exists() and any(self.output.iterdir()):

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.tokenizer_files import MODEL_FILE
+from pipeline.data.tokenizer_source import TOKENIZER_FILE
 from preprocessing.tokenizing.sentencepiece_model import SPACE, read_model
-from preprocessing.tokenizing.tokenizer import MODEL_FILE, TOKENIZER_FILE
 
 _BETWEEN_WORDS = re.compile(r"(?<=[^\W_]) (?=[^\W_])")
 _WORD_BY_WORD = frozenset({"BertPreTokenizer", "Whitespace", "WhitespaceSplit"})

@@ -5,7 +5,6 @@ nor how it splits: it is taken for BERT's WordPiece, uncased if no token has cap
 Either of the files may be alone in a directory.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +19,7 @@ from pipeline.data.tokenizer_source import (
     TOKENIZER_FILE,
     VOCABULARY_FILE,
     find_files,
+    first_capital,
     load_source,
     read_vocabulary,
     says_case,
@@ -28,8 +28,6 @@ from pipeline.data.tokenizer_source import (
 from pipeline.errors import UserError
 from preprocessing.tokenizing.sentencepiece_model import SentencePieceEncoder, as_transformers, read_model
 
-_SPECIAL_TOKEN = re.compile(r"\[[^\[\]]+\]|<[^<>]+>")
-"""[PAD], [unused1], <S>: their capitals are no word's."""
 _SENTENCEPIECE_PROBE = "  The 2nd naïve  test: 東京, don't ①②③ -- https://a.b/c_d?e=f\n\t(Cafe\u0301) 🙂 "
 
 
@@ -98,12 +96,12 @@ def save_tokenizer(source: Path, output: Path, cased: bool | None = None) -> Non
 
 def _check_no_capitals(path: Path) -> None:
     """Refuse a vocabulary with tokens that lower-casing would put out of reach: its model may be a cased one."""
-    for number, token in enumerate(read_vocabulary(path), 1):
-        if token != token.lower() and not _SPECIAL_TOKEN.fullmatch(token):
-            raise UserError(
-                f"{path}, line {number}: {token!r} has capitals, and a vocab.txt does not say how upper case is "
-                "treated: give --cased to keep it or --uncased to drop it"
-            )
+    if found := first_capital(read_vocabulary(path)):
+        number, token = found
+        raise UserError(
+            f"{path}, line {number}: {token!r} has capitals, and a vocab.txt does not say how upper case is "
+            "treated: give --cased to keep it or --uncased to drop it"
+        )
 
 
 def _file_of(source: Path, name: str, suffix: str) -> Path | None:

@@ -76,16 +76,16 @@ def test_nothing_leaks_in_any_precision(kernel, dtype):
 
 def test_a_run_with_documents_apart_resumes_bit_for_bit(tmp_path):
     inputs = prepare(tmp_path)
-    jobs = {}
+    recipes = {}
     for name, apart in (("together", False), ("apart", True)):
         sections = {"data": {"separate_documents": apart}, "train": {"evaluate_every": 1}}
         values = recipe_values(inputs["shards"], inputs["teacher"], **sections)
-        recipe = write_recipe(tmp_path / f"{name}.yaml", values)
-        jobs[name] = train_command(inputs, tmp_path / name, config=recipe)
-    run_train_worker(tmp_path, *jobs.values())
+        recipes[name] = write_recipe(tmp_path / f"{name}.yaml", values)
+    jobs = [train_command(inputs, tmp_path / name, config=recipe) for name, recipe in recipes.items()]
+    run_train_worker(tmp_path, *jobs)
     shutil.copytree(tmp_path / "apart", tmp_path / "resumed")
     shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step_4")
-    run_train_worker(tmp_path, train_command(inputs, tmp_path / "resumed", config=apart))
+    run_train_worker(tmp_path, train_command(inputs, tmp_path / "resumed", config=recipes["apart"]))
 
     def records(name: str) -> list[tuple[float, float]]:
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from pipeline import train
 from pipeline.errors import DataError, UserError, run_entry_point
-from pipeline.stages import StageRunner
+from pipeline.stages import Stage, StageRunner
 from tests.support import ROOT
 from tests.support.runs import prepare, train_command
 from tests.support.shards import write_vocabulary
@@ -109,6 +109,6 @@ def test_a_stage_that_writes_another_encoding_is_shown_and_kept(tmp_path, monkey
     script = tmp_path / "stage.py"
     script.write_text("print('läufe')\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
-    StageRunner(tmp_path / "logs").run(str(script))
+    StageRunner(tmp_path / "logs").run([Stage("print", (str(script),), (), (), always=True)])
     assert r"  l\xe4ufe" in capsys.readouterr().out
     assert (tmp_path / "logs" / "stage.log").read_text(encoding="utf-8") == r"l\xe4ufe" + "\n"

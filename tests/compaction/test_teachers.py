@@ -55,12 +55,9 @@ def teacher(sound, tmp_path):
 
 
 def recipe(path, shards, method: str = "wid", **sections) -> Recipe:
-    values = recipe_values(shards, path) | {"method": method}
     if method == "continue":
-        values["target"] = {}
-    for name, section in sections.items():
-        values[name] = {**values[name], **section}
-    return build(Recipe, values, "test")
+        sections["target"] = None
+    return build(Recipe, recipe_values(shards, path, method, **sections), "test")
 
 
 def equal(first: BertForMaskedLM, second: BertForMaskedLM) -> bool:

@@ -7,10 +7,10 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
 
-from pipeline import fold
 from pipeline.data.tokenizer_files import load_fast, write_tokenizer
 from pipeline.data.tokenizer_source import load_auto
 from pipeline.data.vocabulary import load_tokenizer
+from pipeline.engine.student import write_student
 from pipeline.errors import UserError
 from preprocessing.tokenizing.tokenizer import load_encoder, save_tokenizer
 from tests.support.models import random_teacher
@@ -31,7 +31,7 @@ def bert(**options):
 
 def student(tokenizer, output, **details):
     """The directory that fold.py writes."""
-    fold.write_student(random_teacher(), tokenizer, DETAILS | details, output)
+    write_student(random_teacher(), tokenizer, DETAILS | details, output)
     return output
 
 

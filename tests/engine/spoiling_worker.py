@@ -17,7 +17,7 @@ from deepspeed.accelerator import get_accelerator
 
 from pipeline import train
 from pipeline.config import load_recipe
-from pipeline.engine import distributed
+from pipeline.engine import distributed, session
 from pipeline.engine import trainer as trainer_module
 from pipeline.errors import UserError
 
@@ -71,7 +71,9 @@ def work(listing: str, results: str) -> None:
         sys.argv = ["train.py", *line["arguments"]]
         arguments, overrides = train.parse_arguments()
         try:
-            assert train.train(load_recipe(arguments.config, overrides), arguments, world)
+            assert session.train(
+                load_recipe(arguments.config, overrides), arguments.deepspeed_config, arguments.output, world
+            )
             ended = "done"
         except UserError as error:
             ended = str(error)

@@ -112,7 +112,7 @@ def main() -> None:
 
     from pipeline import train
     from pipeline.config import load_recipe
-    from pipeline.engine import deepspeed_config, distributed, setup
+    from pipeline.engine import deepspeed_config, distributed, session, setup
     from pipeline.engine.trainer import Trainer
 
     torch.set_num_threads(1)
@@ -135,7 +135,9 @@ def main() -> None:
         made.clear()
         sys.argv = ["train.py", *job]
         arguments, overrides = train.parse_arguments()
-        assert train.train(load_recipe(arguments.config, overrides), arguments, world)
+        assert session.train(
+            load_recipe(arguments.config, overrides), arguments.deepspeed_config, arguments.output, world
+        )
         result[arguments.output.name] = list(made)
     distributed.stop()
     output.write_text(json.dumps(result))

@@ -1,7 +1,5 @@
 """What a run says of its text at the start, and of the warm-up of a new MLM head."""
 
-import copy
-
 import pytest
 
 from pipeline.config import DataConfig
@@ -85,17 +83,19 @@ def test_a_run_says_them_and_when_a_new_head_has_warmed_up(tmp_path):
     random_teacher(vocab=vocabulary_of(shards)).bert.save_pretrained(tmp_path / "headless")
     make_teacher(tmp_path / "whole", vocabulary_of(shards))
     deepspeed = write_deepspeed(tmp_path / "ds.json")
-    values = recipe_values(shards, tmp_path / "headless")
-    values["teacher"]["head_warmup_steps"] = 3
-    values["compaction"]["start_step"] = 3
-    values["train"] |= {"steps": 5, "log_every": 100, "checkpoint_every": 100}
-    going_on = copy.deepcopy(values) | {"method": "continue"}
-    del going_on["target"]
-    whole, long = copy.deepcopy(going_on), copy.deepcopy(going_on)
-    whole["teacher"]["path"] = str(tmp_path / "whole")
-    long["teacher"]["head_warmup_steps"] = 5
+    warmed = {"wid": ("wid", "headless", 3), "continue": ("continue", "headless", 3)}
+    warmed |= {"whole": ("continue", "whole", 3), "long": ("continue", "headless", 5)}
     commands = []
-    for name, recipe in {"wid": values, "continue": going_on, "whole": whole, "long": long}.items():
+    for name, (method, teacher, steps) in warmed.items():
+        recipe = recipe_values(
+            shards,
+            tmp_path / teacher,
+            method,
+            teacher={"head_warmup_steps": steps},
+            target={} if method == "wid" else None,
+            compaction={"start_step": 3},
+            train={"steps": 5, "log_every": 100, "checkpoint_every": 100},
+        )
         inputs = {"recipe": write_recipe(tmp_path / f"{name}.yaml", recipe), "deepspeed": deepspeed}
         commands.append(train_command(inputs, tmp_path / f"run_{name}"))
     said = run_train_worker(tmp_path, *commands).split("watch: tensorboard")

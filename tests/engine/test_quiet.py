@@ -3,8 +3,8 @@
 import pytest
 from transformers.utils import logging as library_logging
 
-from pipeline import train
 from pipeline.config import load_recipe
+from pipeline.engine import session
 from tests.support.models import random_teacher
 from tests.support.runs import prepare, recipe_values, vocabulary_of, write_recipe
 
@@ -22,5 +22,5 @@ def test_the_start_of_a_training_says_nothing_by_itself(tmp_path, capfd, method)
     library_logging.set_verbosity_warning()
     library_logging.enable_progress_bar()
     capfd.readouterr()
-    found = train.prepare(recipe, inputs["deepspeed"], 1, None)
+    found = session.prepare(recipe, inputs["deepspeed"], 1, None)
     assert found.built.head_is_new and capfd.readouterr() == ("", "")

@@ -16,11 +16,12 @@ import yaml
 from transformers import AutoModelForMaskedLM
 from transformers.utils import logging as library_logging
 
-from pipeline import fold, train
+from pipeline import fold
 from pipeline.compaction.model import CompactedBert
 from pipeline.compaction.schedule import Schedule
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.manifest import read_manifest
+from pipeline.engine import session
 from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
 from pipeline.engine.run_directory import record_start, resume_point
 from pipeline.errors import UserError
@@ -58,10 +59,10 @@ def moved(tmp_path_factory) -> Path:
     old, new = directory / "old", directory / "new"
     for seed, name in enumerate(("a", "b", "heldout")):
         make_shards(old / name, seed=seed)
-    wid = recipe_values(old / "a", make_teacher(directory / "teacher", vocabulary_of(old / "a")))
-    wid["data"]["heldout"] = str(old / "heldout")
+    teacher = make_teacher(directory / "teacher", vocabulary_of(old / "a"))
+    wid = recipe_values(old / "a", teacher, data={"heldout": str(old / "heldout")})
     two = [{"path": str(old / name), "weight": weight} for name, weight in (("a", 1.0), ("b", 2.0))]
-    further = {**wid, "method": "continue", "target": {}, "data": {"shards": two, "seq_len": 16, "heldout_windows": 5}}
+    further = recipe_values(old / "a", teacher, "continue", target=None, data={"shards": two, "heldout_windows": 5})
     deepspeed = write_deepspeed(directory / "deepspeed.json")
     inputs = {
         method: {"recipe": write_recipe(directory / f"{method}.yaml", values), "deepspeed": deepspeed}
@@ -122,12 +123,10 @@ def inputs(tmp_path_factory) -> dict[str, Path]:
 
 
 def recipe(inputs: dict[str, Path], method: str = "wid", **data: object) -> Recipe:
-    values = recipe_values(inputs["shards"], inputs["teacher"]) | {"method": method}
-    values["data"] |= data
-    if method == "continue":
-        values["target"] = {}
-    if method == "scratch":
-        values |= {"teacher": {}, "target": {"layers": 1, "hidden": 16, "head_size": 8}}
+    small = {"layers": 1, "hidden": 16, "head_size": 8, "intermediate": None}
+    target = {"wid": {}, "continue": None, "scratch": small}[method]
+    teacher = None if method == "scratch" else inputs["teacher"]
+    values = recipe_values(inputs["shards"], teacher, method, data=data, target=target)
     return build(Recipe, values, "test").with_absolute_paths()
 
 
@@ -150,11 +149,11 @@ def start(directory: Path, wanted: Recipe, spoil: str | None = None) -> Path:
     return directory
 
 
-def go_on(run: Path, wanted: Recipe, inputs: dict[str, Path]) -> train.Inputs:
+def go_on(run: Path, wanted: Recipe, inputs: dict[str, Path]) -> session.Inputs:
     """What train.py does before the first step of a resumed run."""
     path, faults = resume_point(run, wanted)
     assert path and not faults
-    return train.prepare(wanted, inputs["deepspeed"], 1, path)
+    return session.prepare(wanted, inputs["deepspeed"], 1, path)
 
 
 def elsewhere(tmp_path: Path, directory: Path) -> str:

@@ -151,6 +151,52 @@ def test_another_vocabulary_is_refused(run, tmp_path, inputs, case):
     assert f"{vocabulary} rows" in err if case == "fewer rows" else f"{vocabulary + 1} tokens" in err
 
 
+@pytest.mark.parametrize("beyond", [0, 29])
+def test_equal_sizes_are_no_equal_vocabularies(run, tmp_path, inputs, beyond):
+    model = make_model(tmp_path / "model", inputs[0], vocab_size=inputs[1] + beyond)
+    text = (model / "tokenizer.json").read_text()
+    assert text.count('"fox"') == text.count('"dog"') == 1
+    (model / "tokenizer.json").write_text(
+        text.replace('"fox"', '"§"').replace('"dog"', '"fox"').replace('"§"', '"dog"')
+    )
+    code, out, err, _ = run(model, "mlm")
+    assert (code, out) == (2, "") and err.count("\n") == 1 and "has another vocabulary than" in err
+
+
+def as_vocabulary(model, case, beginning="", end="", config=None):
+    """Leave of a model's tokenizer a vocab.txt, with words of this case."""
+    ids = load_tokenizer(model).get_vocab()
+    tokens = [token if token.startswith("[") else case(token) for token in sorted(ids, key=ids.get)]
+    for path in model.glob("*token*.json"):
+        path.unlink()
+    (model / "vocab.txt").write_text(beginning + "\n".join(tokens) + "\n" + end)
+    if config:
+        (model / "tokenizer_config.json").write_text(json.dumps(config))
+    return model
+
+
+@pytest.mark.parametrize(("beginning", "end"), [("", ""), ("\ufeff", ""), ("", "\n\n")])
+def test_a_model_with_a_vocabulary_alone(run, tmp_path, inputs, beginning, end):
+    whole = make_model(tmp_path / "whole", inputs[0], vocab_size=inputs[1])
+    model = as_vocabulary(make_model(tmp_path / "model", inputs[0], vocab_size=inputs[1]), str, beginning, end)
+    code, _, err, tasks = run(model, "sst2,mlm")
+    assert (code, err) == (0, "")
+    expected = run(whole, "sst2,mlm", output=tmp_path / "expected")[3]
+    assert tasks == expected
+
+
+@pytest.mark.parametrize("lowers", [None, True, False])
+def test_capitals_without_a_word_on_case_are_refused(run, tmp_path, inputs, lowers):
+    config = None if lowers is None else {"do_lower_case": lowers}
+    model = as_vocabulary(make_model(tmp_path / "model", inputs[0], vocab_size=inputs[1]), str.upper, config=config)
+    code, out, err, _ = run(model, "sst2")
+    if lowers is None:
+        assert (code, out) == (2, "") and err.count("\n") == 1
+        assert "its vocab.txt has capitals, as in 'A', and nothing says" in err
+    else:
+        assert (code, err) == (0, "")
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("tasks", "name"),
@@ -230,7 +276,7 @@ def damage(model, case):
         ("another head", "it cannot be loaded"),
         ("more layers", "encoder.layer.2.attention.output.LayerNorm.bias, which its config.json knows nothing of"),
         ("relative positions", "it has relative_key positions"),
-        ("tokenizer", "it cannot be loaded"),
+        ("tokenizer", "transformers cannot load this tokenizer"),
         ("pickle", "it cannot be loaded"),
     ],
 )

@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from pipeline.data.indexed import IndexedReader
 from pipeline.data.manifest import quick_check
+from pipeline.data.tokenizer_files import MODEL_FILE, write_tokenizer
+from pipeline.data.tokenizer_source import SPECIAL_TOKENS
 from preprocessing import build_shards
 from preprocessing.build import sharding
 from preprocessing.tokenizing import training
@@ -21,11 +23,8 @@ from preprocessing.tokenizing.cutting import Cutter, load_cutter
 from preprocessing.tokenizing.sentencepiece_model import SentencePieceEncoder
 from preprocessing.tokenizing.sentencepiece_training import train_sentencepiece
 from preprocessing.tokenizing.tokenizer import (
-    MODEL_FILE,
-    SPECIAL_TOKENS,
     Encoder,
     load_encoder,
-    save_directory,
     save_tokenizer,
 )
 from preprocessing.tokenizing.wordpiece_training import train_wordpiece
@@ -60,7 +59,7 @@ def fast(directory: Path, model, trainer, splitter, normalizer=None, added=()) -
     tokenizer.train_from_iterator(TRAINING, trainer(vocab_size=900, special_tokens=list(SPECIAL_TOKENS)))
     tokenizer.add_tokens(list(added))
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), SPECIAL_TOKENS, strict=True))
-    save_directory(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names), directory)
+    write_tokenizer(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names), directory)
 
 
 def byte_level(directory: Path, prefix: bool, **more) -> None:

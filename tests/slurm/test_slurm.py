@@ -1,7 +1,7 @@
-"""slurm/train.sbatch on a real SLURM of two nodes on this host: trains, stops on a signal, is requeued, goes on, and
-ends by a stop file.
+"""slurm/train.sbatch on a real SLURM of two nodes on this host.
 
-Needs root and Debian's slurm-wlm and munge; run by `make test-slow`.
+A job trains, stops on a signal, is requeued, goes on, and ends by a stop file. Needs root and
+Debian's slurm-wlm and munge; run by `make test-slow`.
 """
 
 import json

@@ -57,7 +57,7 @@ def make_teacher(directory: Path, vocab: int) -> Path:
 
 
 def recipe_values(
-    shards: Path, teacher: Path | None, method: str = "wid", **sections: dict[str, Any] | None
+    shards: Path, teacher: Path | None, /, method: str = "wid", **sections: dict[str, Any] | None
 ) -> dict[str, Any]:
     """A recipe of four steps that retires everything in the first two.
 

@@ -18,7 +18,7 @@ import torch
 
 from pipeline import train
 from pipeline.config import load_recipe
-from pipeline.engine import distributed
+from pipeline.engine import distributed, session
 from pipeline.engine.compaction import CompactionState
 from pipeline.engine.trainer import Trainer
 
@@ -39,5 +39,5 @@ for job in json.loads(Path(sys.argv[1]).read_text()):
     CompactionState.narrowing_due = (lambda *_: False) if job[0] == "whole" else narrowing_due
     sys.argv = ["train.py", *(part for part in job if part != "whole")]
     arguments, overrides = train.parse_arguments()
-    assert train.train(load_recipe(arguments.config, overrides), arguments, world)
+    assert session.train(load_recipe(arguments.config, overrides), arguments.deepspeed_config, arguments.output, world)
 distributed.stop()

@@ -20,7 +20,7 @@ from deepspeed.accelerator import get_accelerator
 
 from pipeline import train
 from pipeline.config import load_recipe
-from pipeline.engine import distributed
+from pipeline.engine import distributed, session
 from pipeline.errors import UserError
 
 jobs, results = Path(sys.argv[1]), Path(sys.argv[2])
@@ -34,7 +34,7 @@ for name, job in json.loads(jobs.read_text()).items():
     arguments, overrides = train.parse_arguments()
     error = None
     try:
-        train.train(load_recipe(arguments.config, overrides), arguments, world)
+        session.train(load_recipe(arguments.config, overrides), arguments.deepspeed_config, arguments.output, world)
     except UserError as refused:
         error = str(refused)
     if world.is_main:
