@@ -14,10 +14,8 @@ def test_the_start_of_a_training_says_nothing_by_itself(tmp_path, capfd, method)
     """An encoder alone, of which transformers reports every weight of the head that is missing."""
     inputs = prepare(tmp_path)
     random_teacher(vocab=vocabulary_of(inputs["shards"])).bert.save_pretrained(inputs["teacher"])
-    values = recipe_values(inputs["shards"], inputs["teacher"]) | {"method": method}
-    values["teacher"]["head_warmup_steps"] = 1
-    if method == "continue":
-        values["target"] = {}
+    sections = {"teacher": {"head_warmup_steps": 1}, "target": {} if method == "wid" else None}
+    values = recipe_values(inputs["shards"], inputs["teacher"], method, **sections)
     recipe = load_recipe(write_recipe(inputs["recipe"], values), [])
     library_logging.set_verbosity_warning()
     library_logging.enable_progress_bar()
