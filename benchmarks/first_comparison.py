@@ -26,6 +26,7 @@ if not __package__:
 from benchmarks.trainings import BATCH, SEEDS, TOKENS, Trainings, add_arguments, best_of
 from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
+from pipeline.evaluation.results import Results
 from pipeline.files import write_atomically
 from pipeline.records import markdown_table
 
@@ -101,7 +102,8 @@ def fine_tune(trainings: Trainings, model: Path, name: str, glue: Path) -> dict[
         output = trainings.output / "glue" / f"{name}_{epochs}"
         settings = ("--epochs", epochs, "--learning-rate", 3e-4)
         trainings.evaluate(name, model, tasks, glue.resolve(), output, *settings)
-        scores |= json.loads((output / "results.json").read_text())["tasks"]
+        results = Results.read(output)
+        scores |= {task: {"data": results.data(task), **results.scores(task)} for task in results.names}
     return scores
 
 

@@ -1,13 +1,13 @@
 """Trainings on real text that benchmarks compare: shards, runs, students, scores; what is there is not made again."""
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError
+from pipeline.evaluation.results import Results
 from pipeline.files import write_atomically
 from pipeline.launch import positive_int
 from pipeline.stages import ROOT, StageRunner, cpu_precision, evaluate_stage, fold_stage, shards_stage, train_stage
@@ -95,7 +95,7 @@ class Trainings:
         """Held-out loss and accuracy of a model directory, on every window."""
         evaluation = self.output / "evaluations" / name
         self.evaluate(name, model, "mlm", self.output / "shards" / "heldout", evaluation)
-        entry = json.loads((evaluation / "results.json").read_text())["tasks"]["mlm heldout"]
+        entry = Results.read(evaluation).scores("mlm heldout")
         return {"loss": entry["loss"]["mean"], "accuracy": entry["accuracy"]["mean"]}
 
     def evaluate(self, name: str, model: Path, tasks: str, data: Path, output: Path, *options: object) -> None:

@@ -8,8 +8,8 @@ from pipeline.data.tokenizer_source import find_files, holds_vocabulary, load_so
 from pipeline.errors import UserError
 
 
-def check_same_tokenizer(teacher: str, shards: Path, tokenizer: Any) -> None:
-    """Refuse a teacher whose own tokenizer gives other ids than that of the shards.
+def check_same_tokenizer(teacher: str, shards: Path, tokenizer: Any, role: str = "teacher") -> None:
+    """Refuse a teacher, or another model, whose own tokenizer gives other ids than that of the shards.
 
     A teacher without tokenizer files passes; the sizes of the vocabularies are compared elsewhere. So does one that
     cannot be found at all: loading its weights says so.
@@ -18,6 +18,7 @@ def check_same_tokenizer(teacher: str, shards: Path, tokenizer: Any) -> None:
         teacher: directory or hub name.
         shards: where the shards lie, for the sentence.
         tokenizer: that of the shards.
+        role: what the model is called in the sentence.
 
     Raises:
         UserError: the ids differ, or the teacher's tokenizer cannot be loaded.
@@ -27,15 +28,15 @@ def check_same_tokenizer(teacher: str, shards: Path, tokenizer: Any) -> None:
         return
     own = load_source(teacher, files)
     if own.get_vocab() != tokenizer.get_vocab():
-        raise UserError(f"teacher {teacher} has another vocabulary than {shards}: build the shards with its tokenizer")
+        raise UserError(f"{role} {teacher} has another vocabulary than {shards}: build the shards with its tokenizer")
     difference = _difference(own, tokenizer)
     if difference and not says_case(files):
         # transformers then lower-cases, whatever the teacher did: what the shards' builder said decides.
         difference = _difference(load_source(teacher, files, cased=True), tokenizer)
     if difference:
         raise UserError(
-            f"teacher {teacher} and {shards} give text different ids: {difference}; build the shards with the "
-            "teacher's tokenizer directory, or with its vocab.txt and the right one of --cased and --uncased"
+            f"{role} {teacher} and {shards} give text different ids: {difference}; build the shards with the "
+            "model's tokenizer directory, or with its vocab.txt and the right one of --cased and --uncased"
         )
 
 
@@ -62,6 +63,6 @@ def _difference(own: Any, tokenizer: Any) -> str | None:
             if theirs != ours:
                 at = next((i for i, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), 0)
                 first, second = (" ".join(own.convert_ids_to_tokens(ids[at : at + 5])) for ids in (theirs, ours))
-                example = f"{text[:20]!r} is {first} to the teacher and {second} to the shards"
+                example = f"{text[:20]!r} is {first} to the model and {second} to the shards"
                 return f"they differ in {treatment} ({example})"
     return None

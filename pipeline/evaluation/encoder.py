@@ -26,6 +26,7 @@ from pipeline.data.tokenizer_source import (
 )
 from pipeline.errors import UserError, first_line
 from pipeline.files import sha256_of
+from pipeline.teachers import first_not_finite, quiet_transformers
 
 MODEL_FILES = (".json", ".txt", ".model", ".safetensors", ".bin")
 """Endings of the files that make a model what it is."""
@@ -49,10 +50,7 @@ def silence_libraries() -> None:
     The load report lists the masked-LM head as unexpected, which is meant here; the Trainer imports DeepSpeed,
     which says on stdout that it found no GPU.
     """
-    from transformers.utils import logging as library_logging
-
-    library_logging.set_verbosity_error()
-    library_logging.disable_progress_bar()
+    quiet_transformers()
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
@@ -164,9 +162,8 @@ def _load_model(kind: Any, directory: Path, **options: Any) -> tuple[Any, list[s
     for name in unexpected:
         if "encoder.layer." in name:
             raise UserError(f"--model {directory}: it has weights of {name}, which its config.json knows nothing of")
-    for name, weight in model.state_dict().items():
-        if not torch.isfinite(weight).all():
-            raise UserError(f"--model {directory}: {name} has entries that are NaN or infinite")
+    if name := first_not_finite(model.state_dict()):
+        raise UserError(f"--model {directory}: {name} has entries that are NaN or infinite")
     return model, missing
 
 

@@ -6,7 +6,6 @@ same seed on the same machine gives the same predictions.
 
 import contextlib
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from pipeline.evaluation.encoder import Encoder, fresh_classifier
 from pipeline.evaluation.glue.rows import Example, TaskData
 from pipeline.evaluation.progress import Progress
 from pipeline.evaluation.task import WARMUP, WEIGHT_DECAY, Settings
+from pipeline.files import temporary_folder
 
 
 class EncodedRows(torch.utils.data.Dataset):
@@ -126,10 +126,10 @@ def fine_tune(task: EncodedTask, encoder: Encoder, seed: int, settings: Settings
     from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
 
     title, steps = f"{task.name}, seed {seed}", math.ceil(settings.epochs * _steps_per_epoch(len(task.train), settings))
-    with tempfile.TemporaryDirectory() as scratch, _deterministic(), Progress(title, steps, "steps") as progress:
+    with temporary_folder() as scratch, _deterministic(), Progress(title, steps, "steps") as progress:
         trainer = Trainer(
             model=fresh_classifier(encoder, task.outputs, seed),
-            args=_arguments(scratch, len(task.train), seed, settings),
+            args=_arguments(str(scratch), len(task.train), seed, settings),
             train_dataset=task.train,
             data_collator=DataCollatorWithPadding(encoder.tokenizer),
         )

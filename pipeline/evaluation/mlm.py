@@ -42,7 +42,7 @@ class MaskedLM(Task):
         for shards in find_shards(Path(self.request.data)):
             source, manifest = open_shards(shards, tokens)
             check_vocabulary(self.request.model, model, shards, manifest.vocab_size)
-            check_same_tokenizer(str(self.request.model), shards, load_tokenizer(shards / TOKENIZER_NAME))
+            check_same_tokenizer(str(self.request.model), shards, load_tokenizer(shards / TOKENIZER_NAME), "--model")
             name = f"mlm {shards.resolve().name}"
             store.begin(name, f"{source.windows:,} windows of {tokens} tokens", manifest.source_hash)
             self.sources[name] = source

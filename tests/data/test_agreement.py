@@ -70,7 +70,7 @@ def test_a_teacher_that_treats_upper_case_otherwise_is_refused(shards, tmp_path,
     else:
         bert(do_lower_case=not cased).save_pretrained(teacher)
     check_same_tokenizer(str(teacher), tmp_path, shards[cased])
-    with pytest.raises(UserError, match=r"differ in lower-casing \('A' is .*with the teacher's tokenizer directory"):
+    with pytest.raises(UserError, match=r"differ in lower-casing \('A' is .*with the model's tokenizer directory"):
         check_same_tokenizer(str(teacher), tmp_path, shards[not cased])
 
 
