@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from safetensors.numpy import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from benchmarks.compare_cases import COMMANDS
 from benchmarks.compare_files import Allowed, Side, compare, excused, read_allowed
 from pipeline.errors import UserError
+from tests.support import ROOT
 
 REPORT = "| run | tokens/s | held-out loss |\n|---|---:|---:|\n| a | {} | {} |\n"
 
