@@ -20,6 +20,7 @@ setup(
         "deepspeed>=0.19,<0.20",
         "transformers>=5.17,<6",
         "datasets>=4,<6",
+        "huggingface_hub>=1",  # where a teacher lies: its files in the cache
         "tokenizers>=0.22",
         "sentencepiece>=0.2",
         "protobuf>=4",  # reads and changes SentencePiece models
