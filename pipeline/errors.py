@@ -6,6 +6,7 @@ defect of this project and keeps its traceback.
 
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,10 @@ EXIT_HUNG = 70
 """The job got no further: a rank hangs or is lost."""
 EXIT_STOPPED = 75
 """Stopped on request, after a checkpoint."""
+
+
+_UNREADABLE = re.compile("[\udc80-\udcff]")
+"""How Python writes bytes of an argument that are no text: TensorBoard and the tokenizers library take no such path."""
 
 
 class UserError(Exception):
@@ -85,17 +90,23 @@ def give_up_stdout() -> None:
 def escape_unprintable() -> None:
     """Print as an escape what the encoding of stdout or stderr has no character for, instead of failing.
 
-    A path may have any, also bytes that are no text at all, whatever the terminal or the batch system's log can show.
+    A path may have any, whatever the terminal or the batch system's log can show.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
+def _no_text(argument: str) -> str:
+    shown = argument.encode("ascii", errors="backslashreplace").decode()
+    return f"argument {shown} holds bytes that are no text in {sys.getfilesystemencoding()}: rename the file or folder"
+
+
 def run_entry_point(main: Callable[[], int]) -> NoReturn:
     """Run `main`, turn a `UserError` into its sentence on stderr, and exit with the code of the design."""
     escape_unprintable()
     try:
+        refuse(_no_text(argument) for argument in sys.argv if _UNREADABLE.search(argument))
         code = main()
     except UserError as error:
         if os.environ.get("RANK", "0") != "0" and not error.said_elsewhere:

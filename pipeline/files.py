@@ -33,19 +33,38 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot write: {error}") from error
 
 
+_ANOTHER_FOLDER = "set TMPDIR to a folder with space"
+
+
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder of its own for what goes with the block. UserError if there is no place for it."""
+    """A folder of its own for what goes with the block.
+
+    Raises:
+        UserError: there is no place for it.
+    """
     # Of itself, tempfile passes over a TMPDIR that it cannot use and fills another disk than was asked for.
     asked = os.environ.get("TMPDIR")
     try:
         folder = tempfile.TemporaryDirectory(dir=asked or None, ignore_cleanup_errors=True)
     except OSError as error:
         where = asked or "the system's folders for temporary files"
-        hint = "set TMPDIR to a folder with space"
-        raise UserError(f"{where}: cannot write temporary files: {error.strerror or error}; {hint}") from error
+        raise UserError(
+            f"{where}: cannot write temporary files: {error.strerror or error}; {_ANOTHER_FOLDER}"
+        ) from error
     with folder as name:
         yield Path(name)
+
+
+@contextmanager
+def writing_temporary(folder: Path) -> Iterator[None]:
+    """As `writing`, for what goes into a temporary folder; the sentence names its place and what to do."""
+    try:
+        with writing(folder.parent):
+            yield
+    except UserError as error:
+        hint = f"; {_ANOTHER_FOLDER}" if ": cannot write: " in str(error) else ""
+        raise UserError(f"{error}{hint}") from error
 
 
 def temporary_name(path: Path) -> Path:

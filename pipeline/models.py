@@ -13,8 +13,8 @@ from pipeline.compaction.model import CompactedBert, document_mask, shape_of, ta
 from pipeline.config import Recipe, TargetConfig
 from pipeline.data.cooccurrence import TokenStatistics, ppmi_embeddings
 from pipeline.errors import UserError
-from pipeline.shapes import BertShape, resolve_target
-from pipeline.teacher_files import head_warmup_fault
+from pipeline.shapes import BertShape
+from pipeline.teacher_files import head_warmup_fault, resolve_student
 from pipeline.teachers import attention_kernel, fit_vocabulary, load_teacher
 
 DEFAULT_POSITIONS = 512
@@ -129,18 +129,6 @@ def compact(recipe: Recipe, teacher: BertForMaskedLM) -> CompactedBert:
     target = resolve_student(recipe, shape_of(teacher.config))
     penalty = recipe.compaction.decay == "penalty"
     return CompactedBert(teacher, target, recipe.compaction.strategy, stops_gradient=penalty)
-
-
-def resolve_student(recipe: Recipe, teacher: BertShape) -> BertShape:
-    target = recipe.target
-    return resolve_target(
-        teacher,
-        recipe.compaction.strategy,
-        hidden=target.hidden,
-        head_size=target.head_size,
-        intermediate=target.intermediate,
-        params=target.parameter_count(),
-    )
 
 
 def _scratch_config(recipe: Recipe, vocab_size: int) -> BertConfig:

@@ -66,10 +66,11 @@ def train_stage(name: str, recipe: str, deepspeed_config: str, run: Path, *optio
         options: recipe keys and their values, as on the command line.
     """
     how = ("--config", recipe, "--deepspeed_config", deepspeed_config)
-    steps = load_recipe(ROOT / recipe, [str(option) for option in options]).train.steps
+    resolved = load_recipe(ROOT / recipe, [str(option) for option in options])
     command = _command("pipeline/train.py", *how, *options, "--output", run)
-    last = run / "checkpoints" / f"step_{steps}" / "complete.json"
-    return Stage(name, command, (ROOT / recipe, ROOT / deepspeed_config), (last,), "deepspeed", "gpu")
+    inputs = [ROOT / recipe, ROOT / deepspeed_config, *(ROOT / shards for shards, _ in resolved.data.sources())]
+    last = run / "checkpoints" / f"step_{resolved.train.steps}" / "complete.json"
+    return Stage(name, command, tuple(inputs), (last,), "deepspeed", "gpu")
 
 
 def fold_stage(name: str, run: Path, student: Path, step: int | None = None) -> Stage:

@@ -6,6 +6,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from pipeline.config import Recipe
+from pipeline.errors import UserError
+from pipeline.shapes import BertShape, resolve_target
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -19,6 +21,32 @@ def teacher_has_head(path: str) -> bool | None:
     """
     names = _weight_names(Path(path))
     return None if names is None else any(name.endswith(_OF_A_HEAD) for name in names)
+
+
+def resolve_student(recipe: Recipe, teacher: BertShape) -> BertShape:
+    """The shape that the recipe makes of a teacher.
+
+    Raises:
+        UserError: its `target` is no BERT, or none that the teacher can become.
+    """
+    target = recipe.target
+    return resolve_target(
+        teacher,
+        recipe.compaction.strategy,
+        hidden=target.hidden,
+        head_size=target.head_size,
+        intermediate=target.intermediate,
+        params=target.parameter_count(),
+    )
+
+
+def teacher_shape(path: str) -> BertShape | None:
+    """What the `config.json` in the directory `path` says of a BERT; None where only loading can tell."""
+    try:
+        config = json.loads((Path(path) / "config.json").read_bytes())
+        return BertShape.from_config(config) if config["model_type"] == "bert" else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError):
+        return None
 
 
 def head_warmup_fault(recipe: Recipe) -> str | None:

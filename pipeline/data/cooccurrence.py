@@ -65,9 +65,3 @@ def ppmi_embeddings(statistics: TokenStatistics, dimensions: int, scale: float =
     torch.random.set_rng_state(generator)
     factors = left[:, :dimensions] * values[:dimensions].sqrt()
     return factors * (scale / factors.std())
-
-
-def unigram_entropy(frequencies: np.ndarray) -> float:
-    """Entropy in nats of the token frequencies: the loss of a model that knows nothing else."""
-    share = frequencies / frequencies.sum()
-    return float(-(share * np.log(share)).sum())

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data.manifest import Manifest, tokenizer_fingerprint
-from pipeline.files import temporary_folder, writing
+from pipeline.files import temporary_folder, writing_temporary
 from preprocessing.build.cleaning import Cleaner, Cleaning
 from preprocessing.build.duplicates import find_duplicates
 from preprocessing.build.output import BuildDirectory, TaskResult, duplicates_path, listed
@@ -63,7 +63,7 @@ def make_plan(arguments: argparse.Namespace) -> Plan | None:
     with temporary_folder() as folder:
         # A folder of its own: the temporary one is private to its user, and copies keep the mode.
         tokenizer = folder / "tokenizer"
-        with writing(folder.parent):
+        with writing_temporary(folder):
             tokenizer.mkdir()
             save_tokenizer(arguments.tokenizer, tokenizer, arguments.cased)
         settings = f"{tokenizer_fingerprint(tokenizer)} {arguments.shard_tokens} {cleaning.settings}"

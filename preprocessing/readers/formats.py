@@ -138,33 +138,41 @@ def _articles(piece: Piece, tally: Tally) -> Iterator[tuple[int, bytes]]:
     inside_foreign = piece.start > 0
     # Articles that were left out because another began within them: the rest of their text is not counted again.
     around = 0
+    stray: tuple[int, bytes] | None = None
     for offset, line in _lines_from(piece, tally):
         beyond = piece.end is not None and offset >= piece.end
         if beyond and not article:
-            return
+            break
         if line.startswith(b"<doc "):
             if article:
                 tally.malformed(piece.path, offset, f"</doc> of the document that begins at byte {begin}", line)
                 if beyond:
                     return
                 around += 1
+            elif around and not stray:
+                around = 0  # one article right behind another: it was a lost </doc>, and nothing is nested
             begin, article, inside_foreign = offset, [line], False
         elif line.startswith(b"</doc>"):
             if article:
                 yield begin, b"".join(article)
+                stray = None
             elif around:
-                around -= 1
+                around, stray = around - 1, None
             elif not inside_foreign:
                 tally.malformed(piece.path, offset, "<doc ...>", line)
             article, inside_foreign = [], False
         elif article:
             article.append(line)
-        elif line.strip() and not inside_foreign and not around:
+        elif line.strip() and around:
+            stray = stray or (offset, line)
+        elif line.strip() and not inside_foreign:
             tally.malformed(piece.path, offset, "<doc ...>", line)
             inside_foreign = True
     if article:
         expected = "expected </doc> for the document that begins here, the file ended first"
         tally.fault("malformed", piece.path, begin, expected)
+    elif stray:
+        tally.malformed(piece.path, stray[0], "<doc ...>", stray[1])
 
 
 def _sound_bytes(raw: bytes) -> int:

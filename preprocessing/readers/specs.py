@@ -15,8 +15,8 @@ _TEXT_PER_BYTE = 4
 """Text compresses to a quarter (gzip, zstd) or less (xz); only the grouping of small files depends on it."""
 
 SPEC_HELP = (
-    "FORMAT:PATH, PATH may be a glob; formats: text (a document per file), lines, jsonl, wikiextractor, mediawiki, "
-    "and hub:NAME?config=C&split=S&field=F&revision=R"
+    f"FORMAT:PATH, PATH may be a glob; formats: {', '.join(FORMATS)}; text is a document per file, "
+    "and a data set of the hub is hub:NAME?config=C&split=S&field=F&revision=R"
 )
 
 

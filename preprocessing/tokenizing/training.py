@@ -4,7 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
-from pipeline.files import temporary_folder, temporary_name, writing
+from pipeline.files import temporary_folder, temporary_name, writing, writing_temporary
 from preprocessing.tokenizing.cutting import BETWEEN_WORDS
 from preprocessing.tokenizing.sentencepiece_training import train_sentencepiece
 from preprocessing.tokenizing.tokenizer import load_encoder, save_tokenizer
@@ -24,7 +24,7 @@ def train_and_save(texts: list[str], kind: str, vocab_size: int, cased: bool, ou
         else:
             trained = folder / "trained.model"
             content = train_sentencepiece(texts, kind, vocab_size, cased)
-        with writing(folder.parent):
+        with writing_temporary(folder):
             trained.write_bytes(content)
         temporary = temporary_name(output)
         with writing(output):

@@ -17,8 +17,9 @@ from pipeline.compaction.fold import kept_indices
 from pipeline.compaction.model import shape_of
 from pipeline.config import Recipe, load_recipe
 from pipeline.cost import VARIANTS, Batch, compactor_macs, run_cost, sent_elements, step_macs, trained_parameters
-from pipeline.models import PlainBert, resolve_student
+from pipeline.models import PlainBert
 from pipeline.shapes import BertShape
+from pipeline.teacher_files import resolve_student
 from tests.support import ROOT
 from tests.support.models import close_random_gates, compacted, random_teacher, token_batch
 

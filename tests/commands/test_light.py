@@ -95,6 +95,7 @@ def test_a_wrong_value_does_not_hide_another(bare, tmp_path):
 
 def test_a_schedule_before_the_head_is_warm_is_said_together_with_the_rest(bare, tmp_path):
     make_teacher = """
+import json
 import sys
 from pathlib import Path
 
@@ -102,13 +103,17 @@ import numpy as np
 from safetensors.numpy import save_file
 
 save_file({"bert.embeddings.word_embeddings.weight": np.zeros((2, 2))}, Path(sys.argv[1]) / "model.safetensors")
+sizes = {"num_hidden_layers": 2, "hidden_size": 24, "num_attention_heads": 3, "intermediate_size": 48}
+sizes |= {"model_type": "bert", "vocab_size": 9, "max_position_embeddings": 64, "type_vocab_size": 2}
+(Path(sys.argv[1]) / "config.json").write_text(json.dumps(sizes))
 """
     assert run(bare, "-c", make_teacher, tmp_path).returncode == 0
     (tmp_path / "recipe.yaml").write_text(
-        f"teacher: {{path: {tmp_path}}}\ntarget: {{hidden: 12}}\ndata: {{shards: s}}\n"
+        f"teacher: {{path: {tmp_path}}}\ntarget: {{hidden: 18, head_size: 6}}\ndata: {{shards: s}}\n"
         "compaction: {start_step: 7}\ntrain: {global_batch: 31}\n"
     )
     how = ("--config", tmp_path / "recipe.yaml", "--deepspeed_config", ROOT / "ds_configs" / "zero1_bf16.json")
     result = run(bare, ROOT / "pipeline" / "train.py", *how, "--output", tmp_path / "run")
-    assert result.returncode == 2 and result.stderr.startswith("error: 2 settings cannot work:"), result.stderr
+    assert result.returncode == 2 and result.stderr.startswith("error: 3 settings cannot work:"), result.stderr
+    assert "target 18/72 is wider" in result.stderr and "four times" in result.stderr
     assert "teacher.head_warmup_steps 500" in result.stderr and "compaction.start_step is 7" in result.stderr

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline.config import load_recipe
-from pipeline.models import resolve_student
 from pipeline.shapes import BertShape
+from pipeline.teacher_files import resolve_student
 from preprocessing.tokenizing.tokenizer import save_tokenizer
 from tests.support import ROOT
 from tests.support.models import random_teacher

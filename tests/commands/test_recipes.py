@@ -3,8 +3,8 @@
 import pytest
 
 from pipeline.config import Recipe, load_recipe
-from pipeline.models import resolve_student
 from pipeline.shapes import BertShape
+from pipeline.teacher_files import resolve_student
 from tests.support import ROOT
 
 BERT_BASE = BertShape(layers=12, hidden=768, heads=12, intermediate=3072, vocab_size=30522)

@@ -112,3 +112,11 @@ def test_a_stage_that_writes_another_encoding_is_shown_and_kept(tmp_path, monkey
     StageRunner(tmp_path / "logs").run([Stage("print", (str(script),), (), (), always=True)])
     assert r"  l\xe4ufe" in capsys.readouterr().out
     assert (tmp_path / "logs" / "stage.log").read_text(encoding="utf-8") == r"l\xe4ufe" + "\n"
+
+
+@pytest.mark.parametrize("door", ["pipeline/fold.py", "preprocessing/build_shards.py", "pipeline/train.py"])
+def test_a_path_of_bytes_that_are_no_text_is_refused_before_anything_is_written(tmp_path, door):
+    output = os.fsencode(tmp_path) + b"/x\xff"
+    result = subprocess.run([sys.executable, ROOT / door, "--output", output], capture_output=True)
+    assert result.returncode == 2 and result.stderr.startswith(b"error: argument "), result.stderr
+    assert rb"x\udcff holds bytes that are no text" in result.stderr and not os.path.exists(output)

@@ -9,7 +9,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from pipeline.data import cooccurrence
-from pipeline.data.cooccurrence import TokenStatistics, count_tokens, ppmi_embeddings, unigram_entropy
+from pipeline.data.cooccurrence import TokenStatistics, count_tokens, ppmi_embeddings
 from pipeline.data.open import open_shards
 from pipeline.models import PlainBert, start_from_counts
 from tests.support.shards import tiny_shards
@@ -59,8 +59,7 @@ def test_words_of_one_topic_lie_close():
     assert float(cosine[:6, :6].min()) > 0.9 and float(cosine[:6, 6:].max()) < 0.5
 
 
-def test_entropy_and_start(statistics):
-    assert unigram_entropy(np.array([1.0, 1.0, 2.0])) == pytest.approx(1.5 * math.log(2))
+def test_a_decoder_starts_from_the_frequencies(statistics):
     counted, _ = statistics
     config = BertConfig(vocab_size=len(counted.frequencies), hidden_size=12, num_attention_heads=2, num_hidden_layers=1)
     module = PlainBert(BertForMaskedLM(config))

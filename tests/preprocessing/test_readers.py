@@ -173,3 +173,25 @@ def test_tasks_cut_big_plain_files_and_gather_small_ones(tmp_path):
     assert shapes[:4] == [[("lines", 1750 * i, 1750 * (i + 1))] for i in range(4)]
     assert shapes[4:6] == [[("lines", 0, None)], [("text", 0, None)]]
     assert shapes[6:] == [[("text", 0, None)] * 10]
+
+
+THIRD = '<doc id="3" title="C">\nC\nthree\n</doc>\n'
+LOST = '<doc id="1" title="A">\nA\none\n<doc id="2" title="B">\nB\ntwo\n</doc>\n' + THIRD
+NESTED = '<doc id="1" title="A">\nA\none\n<doc id="2" title="B">\nB\ntwo\n</doc>\nrest\n</doc>\n'
+
+
+@pytest.mark.parametrize(
+    "text,kept,malformed",
+    [
+        (LOST, ["two", "three"], 1),
+        (LOST + "stray\n", ["two", "three"], 2),
+        (LOST + "stray\n" + LOST, ["two", "three", "two", "three"], 3),
+        (NESTED + THIRD, ["two", "three"], 1),
+        (NESTED + "stray\n", ["two"], 2),
+    ],
+)
+def test_text_behind_a_lost_end_is_counted_and_the_rest_of_an_outer_article_is_not(tmp_path, text, kept, malformed):
+    (tmp_path / "a").write_text(text)
+    tally = Tally(skip_faults=True)
+    found = [document.text for document in read_piece(Piece("wikiextractor", str(tmp_path / "a")), tally)]
+    assert found == kept and tally.left_out["malformed"] == malformed
