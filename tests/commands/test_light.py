@@ -115,5 +115,5 @@ sizes |= {"model_type": "bert", "vocab_size": 9, "max_position_embeddings": 64, 
     how = ("--config", tmp_path / "recipe.yaml", "--deepspeed_config", ROOT / "ds_configs" / "zero1_bf16.json")
     result = run(bare, ROOT / "pipeline" / "train.py", *how, "--output", tmp_path / "run")
     assert result.returncode == 2 and result.stderr.startswith("error: 3 settings cannot work:"), result.stderr
-    assert "target 18/72 is wider" in result.stderr and "four times" in result.stderr
+    assert "72, four times hidden by default, which is wider" in result.stderr
     assert "teacher.head_warmup_steps 500" in result.stderr and "compaction.start_step is 7" in result.stderr
