@@ -67,7 +67,17 @@ class Results:
     @property
     def not_available(self) -> dict[str, str]:
         """Why a name that was asked for could not be scored."""
-        return self._document["not_available"]
+        return self._document.get("not_available", {})
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The hyper-parameters of fine-tuning, by their names on the command line."""
+        return self._document.get("settings", {})
+
+    @property
+    def complete(self) -> bool:
+        """False where an evaluation was cut off before its end."""
+        return bool(self._document.get("complete", True))
 
     @property
     def glue_average(self) -> Summary | None:
