@@ -10,14 +10,14 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from pipeline.reporting.comparison import frontier
 from pipeline.reporting.plots import Colours, draw_curves
 from pipeline.reporting.summaries import RunSummary
 
-SIZE, WIDE = (4.7, 3.5), (6.6, 4.2)
-"""In inches: the text of a chart of the first size can be read on a phone."""
+SIZE, TALL = (4.7, 3.5), (4.7, 4.2)
+"""In inches. So wide, the text of a chart can still be read on a phone."""
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "report",
@@ -95,6 +95,7 @@ def tradeoff(title: str, points: Sequence[Point], cost: str, quality: str, lower
             across, up = p.cost_std or None, p.quality_std or None
             axis.errorbar(p.cost, p.quality, up, across, color=p.colour, fmt="o", markersize=7, elinewidth=1)
         axis.margins(x=0.2, y=0.12)
+        axis.xaxis.set_major_locator(MaxNLocator(5))
         axis.xaxis.set_major_formatter(EngFormatter(sep=" "))
         axis.set_xlabel(cost)
         axis.set_ylabel(quality)
@@ -107,26 +108,32 @@ def tradeoff(title: str, points: Sequence[Point], cost: str, quality: str, lower
 def name_points(axis: Axes, figure: Figure, points: Sequence[Point]) -> None:
     """Write every name beside its point, towards the middle of the chart, and none over another."""
     figure.draw_without_rendering()  # places the axes, which decides where points are
-    places = {n: axis.transData.transform((p.cost, p.quality)) for n, p in enumerate(points)}
-    middle = axis.bbox.x0 + axis.bbox.width / 2
     scale = 72 / figure.dpi
+    places = [scale * axis.transData.transform((p.cost, p.quality)) for p in points]
+    low, high = scale * axis.bbox.y0, scale * axis.bbox.y1
+    middle = scale * (axis.bbox.x0 + axis.bbox.x1) / 2
+    # Where a bar goes to the sides, the name stands above it.
+    wanted = [float(place[1]) + (LINE_HEIGHT if p.cost_std else 0) for place, p in zip(places, points, strict=True)]
     for right in (True, False):
-        side = sorted((n for n in places if (places[n][0] < middle) == right), key=lambda n: places[n][1])
-        wanted = [scale * float(places[n][1]) for n in side]
-        heights = spread_out(wanted, LINE_HEIGHT, scale * axis.bbox.y0, scale * axis.bbox.y1)
-        for n, at, height in zip(side, wanted, heights, strict=True):
-            moved = abs(height - at) > LINE_HEIGHT / 4
-            axis.annotate(
-                short(points[n].name),
-                (points[n].cost, points[n].quality),
-                xytext=((1 if right else -1) * (16 if moved else 8), height - at),
-                textcoords="offset points",
-                ha="left" if right else "right",
-                va="center",
-                fontsize=10,
-                color="#222",
-                arrowprops={"arrowstyle": "-", "color": "#999", "linewidth": 0.7} if moved else None,
-            )
+        side = sorted((n for n, place in enumerate(places) if (place[0] < middle) == right), key=wanted.__getitem__)
+        heights = spread_out([wanted[n] for n in side], LINE_HEIGHT, low, high)
+        for n, height in zip(side, heights, strict=True):
+            name_point(axis, points[n], height - float(places[n][1]), right, abs(height - wanted[n]) > LINE_HEIGHT / 4)
+
+
+def name_point(axis: Axes, point: Point, up: float, right: bool, moved: bool) -> None:
+    """Write the name of one point to its right or left, `up` points higher, with a line to it where it was moved."""
+    line = {"arrowstyle": "-", "color": "#999", "linewidth": 0.7}
+    axis.annotate(
+        short(point.name),
+        (point.cost, point.quality),
+        xytext=((1 if right else -1) * (16 if moved else 2 if point.cost_std else 8), up),
+        textcoords="offset points",
+        ha="left" if right else "right",
+        va="center",
+        color="#222",
+        arrowprops=line if moved else None,
+    )
 
 
 def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -155,15 +162,16 @@ def curves(runs: Sequence[RunSummary], colours: Colours) -> str:
     def draw(axis: Axes, figure: Figure) -> None:
         draw_curves(axis, list(runs), colours)
         axis.set_title("")
+        axis.xaxis.set_major_locator(MaxNLocator(6))
         if inner := axis.get_legend():
             inner.remove()
         handles, labels = axis.get_legend_handles_labels()
         # The ticks have the colours of the curves, and the caption says what they are.
         shown = {label: handle for handle, label in zip(handles, labels, strict=True) if "retired" not in label}
         columns = 2 if len(shown) > 1 else 1
-        figure.legend(shown.values(), shown, loc="outside lower center", ncols=columns, frameon=False)
+        figure.legend(shown.values(), shown, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
-    return svg("Loss over tokens seen", draw, WIDE)
+    return svg("Loss over tokens seen", draw, TALL)
 
 
 def narrowing(run: RunSummary) -> str:

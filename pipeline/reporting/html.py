@@ -30,7 +30,8 @@ ATTENTION_MAPS = "attention.png"
 RULE = (
     "± is the sample standard deviation over seeds (rounds, for a latency). Two means are within noise (≈) where each "
     "has more than one seed and their difference is below the square root of the sum of the squared standard "
-    "deviations. With one seed the noise is unknown, and nothing is marked. Bold: the best mean."
+    "deviations. With one seed the noise is unknown, and nothing is marked. Seeds are those of fine-tuning, not of the "
+    "training before it. Bold: the best mean."
 )
 
 
@@ -70,7 +71,7 @@ def section(title: str, content: str) -> str:
     return f"<section>\n<h2>{escape(title)}</h2>\n{content}</section>\n" if content else ""
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "") -> str:
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "", kind: str = "") -> str:
     """A table of HTML cells, of which the first in a row is its head; wide ones scroll on their own."""
     heads = "".join(f'<th scope="col">{cell}</th>' for cell in header)
     lines = "".join(
@@ -78,12 +79,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], caption: str = "
         for first, *rest in rows
     )
     said = f"<caption>{caption}</caption>" if caption else ""
-    return f'<div class="scroll"><table>{said}<thead><tr>{heads}</tr></thead>\n<tbody>\n{lines}</tbody></table></div>\n'
+    head = f"{said}<thead><tr>{heads}</tr></thead>"
+    return f'<div class="scroll {kind}"><table>{head}\n<tbody>\n{lines}</tbody></table></div>\n'
 
 
 def figures(drawn: Iterable[tuple[str, str]], kind: str = "") -> str:
     """Charts beside each other where there is room; each with its caption, as HTML."""
-    inner = "".join(f"<figure>{chart}<figcaption>{caption}</figcaption></figure>\n" for chart, caption in drawn)
+    inner = "".join(f"<figure><figcaption>{caption}</figcaption>{chart}</figure>\n" for chart, caption in drawn)
     return f'<div class="figures {kind}">\n{inner}</div>\n' if inner else ""
 
 
@@ -143,9 +145,9 @@ def _point(model: Model, score: Score, cost: Score, colours: Colours) -> Point:
 
 
 def scores(models: Sequence[Model]) -> str:
-    """A table for every task."""
-    tasks = tasks_of(models)
-    return "".join(task_table(models, task, metrics) for task, metrics in tasks.items()) + (note(RULE) if tasks else "")
+    """A table for every task, and the rule by which they mark what is within noise."""
+    tables = "".join(task_table(models, task, metrics) for task, metrics in tasks_of(models).items())
+    return f'<div class="tables">\n{tables}</div>\n{note(RULE)}' if tables else ""
 
 
 def task_table(models: Sequence[Model], task: str, metrics: Sequence[str]) -> str:
@@ -205,7 +207,7 @@ def training(runs: Sequence[RunSummary], colours: Colours) -> str:
     if not runs:
         return ""
     said = (
-        "Thin lines: training batches. Dots: held-out text. Ticks at the bottom: steps at which dimensions were chosen."
+        "Thin lines: training batches. Dots: held-out text. Ticks at the bottom: dimensions were chosen to be retired."
     )
     rows = [list(map(escape, run_cells(run))) for run in runs]
     return figures([(curves(runs, colours), said)], "wide") + table(RUN_HEADER, rows)
@@ -236,22 +238,21 @@ def provenance(
     recipes = {run.name: flat(run.recipe) for run in runs}
     machines = {run.name: {key: v for key, v in run.environment.items() if key != "command"} for run in runs}
     settings = {evaluation.name: dict(evaluation.results.settings) for evaluation in evaluations}
-    commands = {run.name: run.environment["command"] for run in runs if "command" in run.environment}
+    commands = [run.environment["command"] for run in runs if "command" in run.environment]
     parts = [
-        beside("Recipe", recipes),
+        beside("Recipes", recipes),
         beside("Machine and versions", machines),
         beside("Fine-tuning", settings),
-        *(f"<h3>Command of {escape(name)}</h3>\n<pre>{escape(line)}</pre>\n" for name, line in commands.items()),
+        f"<h3>Commands</h3>\n<pre>{escape(chr(10).join(commands))}</pre>\n" if commands else "",
     ]
-    made = ", ".join(f"{name} {value}" for name, value in made_with.items())
-    return "".join(parts) + note(f"This page was made on: {made}.")
+    return "".join(parts) + note(f"This page was made by commit {made_with['commit']} on {made_with['machine']}.")
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """`section.key` -> value as it is written in a recipe."""
     found: dict[str, str] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             found |= flat(value, f"{prefix}{key}.")
         else:
             found[f"{prefix}{key}"] = "null" if value is None else str(value)
@@ -269,7 +270,7 @@ def beside(title: str, columns: Mapping[str, Mapping[str, Any]]) -> str:
     parts = [f"<h3>{escape(title)}</h3>\n"]
     if differing:
         lines = [[escape(key), *map(escape, cells)] for key, cells in differing.items()]
-        parts.append(table(["what differs", *map(escape, columns)], lines))
+        parts.append(table(["what differs", *map(escape, columns)], lines, kind="values"))
     if common:
         inner = "".join(f"<div><dt>{escape(key)}</dt><dd>{escape(value)}</dd></div>\n" for key, value in common)
         parts.append(f'<dl class="settings">\n{inner}</dl>\n')

@@ -61,8 +61,8 @@ def _compressed(student: Model, teacher: Model, runs: Sequence[RunSummary]) -> s
     by = f" by {'WID' if method == 'wid' else method}" if method else ""
     share = 100 * student.shape.encoder_parameters / teacher.shape.encoder_parameters
     return (
-        f"{teacher.name} ({size(teacher.shape)}) was compressed to {student.name} ({size(student.shape)}){by}: "
-        f"it has {share:.0f} % of the encoder's parameters"
+        f"Compressed from {teacher.name} ({size(teacher.shape)}) to {student.name} ({size(student.shape)}){by}: "
+        f"the student has {share:.0f} % of the encoder's parameters"
     )
 
 

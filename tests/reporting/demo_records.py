@@ -10,6 +10,12 @@ from tests.support import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "2026-11-22_demo.json"
 SIZES = {"num_hidden_layers": 4, "num_attention_heads": 6, "vocab_size": 4096}
+ROWS = {
+    "word_order": "train: train.tsv, 2,988 rows; dev: dev.tsv, 996 rows",
+    "mlm heldout": "512 windows of 128 tokens",
+    "mlm prose": "29 windows of 128 tokens",
+    "latency": "batch 1, 128 tokens, CPU, 1 thread",
+}
 STEPS, TOKENS = 250, 4096
 
 
@@ -26,7 +32,7 @@ def _evaluation(directory: Path, name: str, row: dict) -> Path:
     model.mkdir(parents=True)
     evaluation.mkdir(parents=True)
     hidden = {"hidden_size": row["hidden"], "intermediate_size": 4 * row["hidden"]}
-    rest = {"max_position_embeddings": 128, "type_vocab_size": 2}
+    rest = {"max_position_embeddings": 512, "type_vocab_size": 2}
     (model / "config.json").write_text(json.dumps({**SIZES, **hidden, **rest}))
     if name != "teacher":
         method = {"continued": "continue", "scratch": "scratch"}.get(name, "wid")
@@ -35,7 +41,7 @@ def _evaluation(directory: Path, name: str, row: dict) -> Path:
     tasks: dict[str, dict] = {}
     for score, value in row["scores"].items():
         task, _, metric = score.rpartition(" ")
-        entry = tasks.setdefault(task, {"data": "train: train.tsv, 3,000 rows; dev: dev.tsv, 1,000 rows"})
+        entry = tasks.setdefault(task, {"data": ROWS[task]})
         entry[metric] = {**value, "seeds": {str(seed): value["mean"] for seed in range(value["seeds"])}}
     settings = {"epochs": 2.0, "batch_size": 32, "learning_rate": 1e-3, "max_length": 128, "warmup": 0.1}
     results = {"model": str(model), "settings": settings, "complete": True, "tasks": tasks, "not_available": {}}
