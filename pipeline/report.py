@@ -54,16 +54,16 @@ def main() -> int:
     with writing(arguments.output):
         arguments.output.mkdir(parents=True, exist_ok=True)
         (arguments.output / "report.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+        made_with = {"machine": machine(), "commit": commit()}
         numbers = {
-            "machine": machine(),
+            "machine": made_with["machine"],
             "versions": versions(),
-            "commit": commit(),
+            "commit": made_with["commit"],
             "runs": {run.name: run.numbers() for run in runs},
             "evaluations": {evaluation.name: evaluation.numbers() for evaluation in evaluations},
         }
         (arguments.output / "report.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
         draw(runs, evaluations, arguments.output / "report.png")
-        made_with = {"machine": numbers["machine"], "commit": numbers["commit"]}
         (arguments.output / "report.html").write_text(page(runs, evaluations, made_with), encoding="utf-8")
     print("\n\n".join(tables))
     print(f"\nwritten: {arguments.output / 'report.md'}, {arguments.output / 'report.png'}")

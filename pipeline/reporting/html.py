@@ -210,7 +210,7 @@ def training(runs: Sequence[RunSummary], colours: Colours) -> str:
         "Thin lines: training batches. Dots: held-out text. Ticks at the bottom: dimensions were chosen to be retired."
     )
     rows = [list(map(escape, run_cells(run))) for run in runs]
-    return figures([(curves(runs, colours), said)], "wide") + table(RUN_HEADER, rows)
+    return figures([(curves(runs, colours), said)]) + table(RUN_HEADER, rows)
 
 
 def kept(runs: Sequence[RunSummary]) -> str:

@@ -23,7 +23,8 @@ def draw(runs: list[RunSummary], evaluations: list[EvaluationSummary], path: Pat
     texts = sorted({name for evaluation in evaluations for name in evaluation.scores() if is_mlm_loss(name)})
     if not runs and not texts:
         return
-    colours = colours_of(runs, evaluations)
+    names = dict.fromkeys([*(evaluation.name for evaluation in evaluations), *(run.name for run in runs)])
+    colours = {name: f"C{number % 10}" for number, name in enumerate(names)}
     columns = ([["curves"] * max(1, len(texts))] if runs else []) + ([texts] if texts else [])
     ratios = ([1.0] if runs else []) + ([0.7] if texts else [])
     mosaic = [list(row) for row in zip(*columns, strict=True)]
@@ -35,12 +36,6 @@ def draw(runs: list[RunSummary], evaluations: list[EvaluationSummary], path: Pat
     figure.tight_layout()
     figure.savefig(path, dpi=DPI)
     plt.close(figure)
-
-
-def colours_of(runs: list[RunSummary], evaluations: list[EvaluationSummary]) -> Colours:
-    """One colour for every name."""
-    names = dict.fromkeys([*(evaluation.name for evaluation in evaluations), *(run.name for run in runs)])
-    return {name: f"C{number % 10}" for number, name in enumerate(names)}
 
 
 def is_mlm_loss(score: str) -> bool:

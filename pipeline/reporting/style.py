@@ -4,7 +4,7 @@ STYLE = """
 :root { color-scheme: light; --ink: #1c2127; --soft: #5b6570; --line: #d9dee3; --back: #f6f8fa; --accent: #1f5fa8; }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 68rem; padding: 1.25rem; color: var(--ink); background: white;
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: break-word; }
+  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; margin: 0 0 .5rem; }
 h2 { font-size: 1.25rem; margin: 2.2rem 0 .8rem; padding-bottom: .25rem; border-bottom: 2px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
@@ -42,17 +42,18 @@ pre { margin: 0; padding: .6rem .8rem; background: var(--back); font-size: .8rem
 .settings div { display: flex; justify-content: space-between; gap: .8rem; border-bottom: 1px solid var(--line); }
 .settings dd { margin: 0; text-align: right; font-size: .85rem; overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
-  body { padding: .9rem; font-size: 15px; }
+  :root { font-size: 15px; }
+  body { padding: .9rem; }
   th, td { padding: .3rem .5rem; }
 }
 @media print {
   @page { margin: 14mm; }
-  body { max-width: none; padding: 0; font-size: 10pt; }
+  :root { font-size: 9.5pt; }
+  body { max-width: none; padding: 0; }
   .scroll { overflow: visible; background: none; }
   .figures { grid-template-columns: 1fr 1fr; }
   .figures.wide { grid-template-columns: 1fr; }
   h2, h3, caption { break-after: avoid; }
   tr { break-inside: avoid; }
-  table { font-size: 8.5pt; }
 }
 """
