@@ -216,12 +216,12 @@ def test_the_page_fits_a_phone(demo_page, tmp_path):
     """Nothing but wide tables, each on its own, scrolls sideways."""
     frame = (
         '<iframe style="width: {0}px; height: 800px; border: 0" srcdoc="{1}"'
-        " onload=\"document.title += contentDocument.documentElement.scrollWidth + ' of {0}, '\"></iframe>"
+        " onload=\"document.title += contentDocument.documentElement.scrollWidth + ' of {0};'\"></iframe>"
     )
     source = html.escape(demo_page.read_text())
     measuring = tmp_path / "measuring.html"
     frames = "".join(frame.format(width, source) for width in (PHONE, DESKTOP))
     measuring.write_text(f'<meta charset="utf-8"><title></title>{frames}')
     dom = browse(tmp_path / "profile", DESKTOP, "--dump-dom", measuring.as_uri())
-    measured = dict(re.findall(r"(\d+) of (\d+), ", re.search("<title>(.*?)</title>", dom)[1]))
+    measured = dict(re.findall(r"(\d+) of (\d+);", re.search("<title>(.*?)</title>", dom)[1]))
     assert measured == {str(PHONE): str(PHONE), str(DESKTOP): str(DESKTOP)}
