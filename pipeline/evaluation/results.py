@@ -70,9 +70,10 @@ class Results:
         return self._document.get("not_available", {})
 
     @property
-    def settings(self) -> dict[str, float]:
-        """The hyper-parameters of fine-tuning, by their names on the command line."""
-        return self._document.get("settings", {})
+    def settings(self) -> dict[str, Any]:
+        """The hyper-parameters of fine-tuning: by name what was given, and by task what tasks took beside that."""
+        given = {name: value for name, value in self._document.get("settings", {}).items() if value is not None}
+        return {**given, **self._document.get("task_settings", {})}
 
     @property
     def complete(self) -> bool:

@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipeline.evaluation.results import Summary
 from pipeline.reporting.summaries import EvaluationSummary, RunSummary
 from pipeline.shapes import BertShape
 
 LATENCY = "latency"
-LOWER_IS_BETTER = ("loss", "perplexity", "milliseconds", "divergence", "kl", "js")
+GLUE_AVERAGE = "GLUE average"
+LOWER_IS_BETTER = ("loss", "perplexity", "milliseconds", "divergence", "kl", "js", "relation")
 """Words in the names of metrics; of all others more is better."""
 
 
@@ -22,6 +24,11 @@ class Score:
     std: float
     count: int
     undefined: int = 0
+
+    @classmethod
+    def of(cls, summary: Summary) -> "Score":
+        """What `results.json` says of one metric."""
+        return cls(summary["mean"], summary["std"], len(summary["seeds"]), len(summary.get("undefined", ())))
 
     def within_noise(self, other: "Score") -> bool:
         """Whether the difference is below the square root of the sum of squared deviations; never for one seed."""
@@ -77,8 +84,10 @@ def models_of(evaluations: Sequence[EvaluationSummary]) -> list[Model]:
         for task in results.names:
             model.data[task] = results.data(task)
             for metric, value in results.scores(task).items():
-                score = Score(value["mean"], value["std"], len(value["seeds"]), len(value.get("undefined", ())))
-                model.scores.setdefault(task, {})[metric] = score
+                model.scores.setdefault(task, {})[metric] = Score.of(value)
+        if results.glue_average:
+            model.scores[GLUE_AVERAGE] = {"average": Score.of(results.glue_average)}
+            model.data[GLUE_AVERAGE] = "over the tasks of GLUE"
     return list(models.values())
 
 

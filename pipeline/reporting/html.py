@@ -11,6 +11,7 @@ from pipeline.reporting.comparison import (
     LATENCY,
     Model,
     Score,
+    distinct_names,
     is_quality,
     lower_is_better,
     models_of,
@@ -23,7 +24,7 @@ from pipeline.reporting.plots import Colours
 from pipeline.reporting.style import STYLE
 from pipeline.reporting.summaries import EvaluationSummary, RunSummary
 from pipeline.reporting.tables import RUN_HEADER, run_cells
-from pipeline.reporting.verdict import run_of, verdict
+from pipeline.reporting.verdict import caveat, run_of, verdict
 
 ATTENTION_MAPS = "attention.png"
 """In an evaluation directory: heat maps of teacher and student."""
@@ -60,7 +61,7 @@ def page(runs: Sequence[RunSummary], evaluations: Sequence[EvaluationSummary], m
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<header>\n<h1>{title}</h1>\n"
-        f'<p class="verdict">{escape(verdict(models, runs))}</p>\n</header>\n<main>\n'
+        f'<p class="verdict">{escape(verdict(models, runs))}</p>\n{note(caveat(models, runs))}</header>\n<main>\n'
         + "".join(sections)
         + "</main>\n</body>\n</html>\n"
     )
@@ -90,7 +91,7 @@ def figures(drawn: Iterable[tuple[str, str]], kind: str = "") -> str:
 
 
 def note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>\n'
+    return f'<p class="note">{escape(text)}</p>\n' if text else ""
 
 
 def models_table(models: Sequence[Model], runs: Sequence[RunSummary]) -> str:
@@ -237,7 +238,8 @@ def provenance(
     """Recipes, machines, versions and commits; how models were fine-tuned."""
     recipes = {run.name: flat(run.recipe) for run in runs}
     machines = {run.name: {key: v for key, v in run.environment.items() if key != "command"} for run in runs}
-    settings = {evaluation.name: dict(evaluation.results.settings) for evaluation in evaluations}
+    names = distinct_names(evaluation.directory for evaluation in evaluations)
+    settings = {names[evaluation.directory]: flat(evaluation.results.settings) for evaluation in evaluations}
     commands = [run.environment["command"] for run in runs if "command" in run.environment]
     parts = [
         beside("Recipes", recipes),
@@ -259,12 +261,12 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return found
 
 
-def beside(title: str, columns: Mapping[str, Mapping[str, Any]]) -> str:
+def beside(title: str, columns: Mapping[str, Mapping[str, str]]) -> str:
     """Settings of several runs or models: first what differs, with a column for each, then what all have in common."""
     keys = list(dict.fromkeys(key for values in columns.values() for key in values))
     if not keys:
         return ""
-    rows = {key: [str(values.get(key, "-")) for values in columns.values()] for key in keys}
+    rows = {key: [values.get(key, "-") for values in columns.values()] for key in keys}
     differing = {key: cells for key, cells in rows.items() if len(set(cells)) > 1}
     common = [(key, cells[0]) for key, cells in rows.items() if key not in differing]
     parts = [f"<h3>{escape(title)}</h3>\n"]

@@ -55,6 +55,17 @@ def verdict(models: Sequence[Model], runs: Sequence[RunSummary]) -> str:
     return f"This page shows {count}, among which are no student and teacher to compare."
 
 
+def caveat(models: Sequence[Model], runs: Sequence[RunSummary]) -> str:
+    """What the verdict cannot know; nothing where every task has several seeds."""
+    student = main_student(models)
+    teacher = teacher_of(student, models, runs) if student else None
+    if not student or not teacher:
+        return ""
+    common = [(student.scores[task][metric], task) for task, metric in _common(student, teacher)]
+    single = [task for score, task in common if score.count < 2]
+    return f"One measurement: {', '.join(single)}. How much of such a difference is noise is not known." * bool(single)
+
+
 def _compressed(student: Model, teacher: Model, runs: Sequence[RunSummary]) -> str:
     run = run_of(student, runs)
     method = str(student.fold.get("method") or (run.method if run else ""))
@@ -78,7 +89,7 @@ def _compared(student: Model, teacher: Model) -> str:
     if fast and slow and slow.mean:
         parts.append(f"takes {100 * fast.mean / slow.mean:.0f} % of the time ({fast.mean:.1f} of {slow.mean:.1f} ms)")
     found: dict[str, list[str]] = {}
-    common = [(task, metric) for task, metric in _first_metrics(student) if teacher.score(task, metric)]
+    common = _common(student, teacher)
     for task, metric in common:
         mine, its = student.scores[task][metric], teacher.scores[task][metric]
         numbers = f" ({metric} {number(mine.mean)} against {number(its.mean)})"
@@ -89,8 +100,10 @@ def _compared(student: Model, teacher: Model) -> str:
     return "".join(f", {part}" for part in parts[:-1]) + "".join(f" and {part}" for part in parts[-1:])
 
 
-def _first_metrics(model: Model) -> list[tuple[str, str]]:
-    return [(task, next(iter(metrics))) for task, metrics in model.scores.items() if metrics and is_quality(task)]
+def _common(student: Model, teacher: Model) -> list[tuple[str, str]]:
+    """The tasks of both that say how good they are, each with its first metric."""
+    first = [(task, next(iter(metrics))) for task, metrics in student.scores.items() if is_quality(task)]
+    return [(task, metric) for task, metric in first if teacher.score(task, metric)]
 
 
 def _relation(mine: Score, its: Score, metric: str) -> str:

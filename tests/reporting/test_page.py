@@ -137,13 +137,22 @@ def test_whatever_the_records_say_is_text(tmp_path):
     results = json.loads((evaluation / "results.json").read_text())
     results["tasks"][bad] = {"data": bad, bad: {"mean": 0.5, "std": 0.1, "seeds": {"1": 0.5, "2": 0.5}}}
     (evaluation / "results.json").write_text(
-        json.dumps({**results, "settings": {bad: bad}, "not_available": {bad: bad}, "complete": False})
+        json.dumps(
+            {
+                **results,
+                "settings": {bad: bad},
+                "task_settings": {"t": {bad: 7}},
+                "not_available": {bad: bad},
+                "complete": False,
+            }
+        )
     )
     text = page(*read([run], [evaluation]), {"machine": bad, "commit": bad})
     tags = assert_self_contained(text)
     assert "script" not in tags.found and "alert(&quot;1&quot;)" in text
     assert html.unescape(text).count(bad) > 10
     assert "the evaluation is not finished" in text
+    assert f"<dt>t.{html.escape(bad)}</dt><dd>7</dd>" in text
 
 
 def test_a_page_of_runs_alone_and_of_evaluations_alone(tmp_path):
