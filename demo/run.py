@@ -9,7 +9,7 @@
 3. Four trainings on the same number of tokens: the teacher trained on as it is; WID, the teacher compacted to a third
    of its encoder; the same slice of the teacher without compactors; the student's size from scratch.
 4. Fold, and score all five models on held-out text, on prose, on the sentence task and by their speed.
-5. Table and plots.
+5. Table, plots and a page with all of it.
 
 Everything lies under runs/demo. A demo that was interrupted goes on where it stopped.
 """
@@ -191,6 +191,7 @@ def main() -> int:
     print(f"student:   {output / 'student'}")
     print(f"picture:   {output / 'report' / 'report.png'}")
     print(f"curves:    tensorboard --logdir {output / 'runs'}")
+    print(f"page:      {output / 'report' / 'report.html'}")
     return EXIT_DONE
 
 

@@ -1,4 +1,4 @@
-"""Report: one table and two plots from finished runs and evaluations.
+"""Report: tables, plots and a page from finished runs and evaluations.
 
     python pipeline/report.py --runs DIR... --output DIR
 
@@ -6,6 +6,8 @@
    (results.json).
 2. Write `report.md` (tables), `report.json` (the same numbers, with machine, versions and commit) and `report.png`:
    loss over tokens with the moments of selection, and held-out loss against size.
+3. Write `report.html`: all of it on one page that opens from disk, with what is within noise, the trade-offs between
+   quality, size and latency, the recipes and the machines.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from pipeline.launch import add_launcher_arguments, only_rank_zero
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Tables and plots from runs and evaluations.")
     parser.add_argument("--runs", type=Path, nargs="+", required=True, metavar="DIR", help="runs and evaluations")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where report.md and report.png go")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where report.html and the others go")
     add_launcher_arguments(parser)
     return parser.parse_args()
 
@@ -35,6 +37,7 @@ def main() -> int:
         return EXIT_DONE
     from pipeline.environment import commit, machine, versions
     from pipeline.files import writing
+    from pipeline.reporting.html import page
     from pipeline.reporting.plots import draw
     from pipeline.reporting.summaries import EvaluationSummary, RunSummary
     from pipeline.reporting.tables import evaluation_table, run_table
@@ -51,17 +54,20 @@ def main() -> int:
     with writing(arguments.output):
         arguments.output.mkdir(parents=True, exist_ok=True)
         (arguments.output / "report.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+        made_with = {"machine": machine(), "commit": commit()}
         numbers = {
-            "machine": machine(),
+            "machine": made_with["machine"],
             "versions": versions(),
-            "commit": commit(),
+            "commit": made_with["commit"],
             "runs": {run.name: run.numbers() for run in runs},
             "evaluations": {evaluation.name: evaluation.numbers() for evaluation in evaluations},
         }
         (arguments.output / "report.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
         draw(runs, evaluations, arguments.output / "report.png")
+        (arguments.output / "report.html").write_text(page(runs, evaluations, made_with), encoding="utf-8")
     print("\n\n".join(tables))
     print(f"\nwritten: {arguments.output / 'report.md'}, {arguments.output / 'report.png'}")
+    print(f"page: {arguments.output / 'report.html'}")
     return EXIT_DONE
 
 

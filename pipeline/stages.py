@@ -88,10 +88,11 @@ def evaluate_stage(name: str, model: Path, tasks: str, data: Path, output: Path,
 
 
 def report_stage(name: str, directories: Iterable[Path], output: Path) -> Stage:
-    """Tables and plots of runs and evaluations."""
+    """Tables, plots and a page of runs and evaluations."""
     read = tuple(directories)
     command = _command("pipeline/report.py", "--runs", *read, "--output", output)
-    return Stage(name, command, read, (output / "report.md", output / "report.png"), always=True)
+    outputs = tuple(output / f"report.{kind}" for kind in ("md", "png", "html"))
+    return Stage(name, command, read, outputs, always=True)
 
 
 def _command(*parts: object) -> tuple[str, ...]:

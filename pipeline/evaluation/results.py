@@ -67,7 +67,18 @@ class Results:
     @property
     def not_available(self) -> dict[str, str]:
         """Why a name that was asked for could not be scored."""
-        return self._document["not_available"]
+        return self._document.get("not_available", {})
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The hyper-parameters of fine-tuning: by name what was given, and by task what tasks took beside that."""
+        given = {name: value for name, value in self._document.get("settings", {}).items() if value is not None}
+        return {**given, **self._document.get("task_settings", {})}
+
+    @property
+    def complete(self) -> bool:
+        """False where an evaluation was cut off before its end."""
+        return bool(self._document.get("complete", True))
 
     @property
     def glue_average(self) -> Summary | None:

@@ -16,12 +16,19 @@ from pipeline.shapes import BertShape
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One training run: its name, method, logged steps, and the steps at which dimensions were selected."""
+    """One training run.
+
+    Logged steps, the steps at which dimensions were selected, the recipe, and what environment.txt says by its keys
+    (machine, commit, command, versions; nothing if it is not there).
+    """
 
     name: str
+    directory: Path
     method: str
     metrics: list[dict[str, Any]]
     selections: list[int]
+    recipe: dict[str, Any]
+    environment: dict[str, str]
 
     @classmethod
     def read(cls, directory: Path) -> "RunSummary":
@@ -36,11 +43,20 @@ class RunSummary:
             raise UserError(f"{directory} has no logged step yet")
         path = directory / "config.yaml"
         try:
-            method = yaml.safe_load(path.read_text(encoding="utf-8"))["method"]
+            recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+            method = recipe["method"]
         except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
             raise DataError(f"{path}: the recipe that pipeline/train.py writes into a run was expected") from None
         selections = sorted({line["step"] for line in read_json_lines(directory / "selection.jsonl")})
-        return cls(directory.name, method, metrics, selections)
+        return cls(directory.name, directory, method, metrics, selections, recipe, read_environment(directory))
+
+    def kept(self) -> dict[str, list[tuple[int, int]]]:
+        """(step, dimensions kept) at every logged step, by group; nothing where a run has no groups."""
+        groups: dict[str, list[tuple[int, int]]] = {}
+        for line in self.metrics:
+            for group, count in line.get("kept", {}).items():
+                groups.setdefault(group, []).append((line["step"], count))
+        return groups
 
     def numbers(self) -> dict[str, Any]:
         """What report.json says of this run."""
@@ -70,11 +86,13 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """One evaluated model: its name, shape and results."""
+    """One evaluated model: its name, shape and results; where it was folded from, by the keys of its fold.json."""
 
     name: str
+    directory: Path
     shape: BertShape
     results: Results
+    fold: dict[str, Any]
 
     @classmethod
     def read(cls, directory: Path) -> "EvaluationSummary":
@@ -92,7 +110,7 @@ class EvaluationSummary:
             shape = BertShape.from_config(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError, KeyError):
             raise DataError(f"{path}: the configuration of a BERT was expected") from None
-        return cls(results.model.name, shape, results)
+        return cls(results.model.name, directory, shape, results, read_fold(results.model))
 
     def scores(self) -> dict[str, dict[str, float]]:
         """`task metric` -> mean, std and number of seeds; also how many of them are undefined, where some are."""
@@ -116,3 +134,28 @@ class EvaluationSummary:
             "layers": self.shape.layers,
             "scores": self.scores(),
         }
+
+
+def read_environment(run: Path) -> dict[str, str]:
+    """The lines `key: value` of a run's environment.txt; nothing if it is not there."""
+    path = run / "environment.txt"
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return {key: value for key, colon, value in (line.partition(": ") for line in lines) if colon}
+
+
+def read_fold(model: Path) -> dict[str, Any]:
+    """What fold.py left on a student; nothing for a model that was not folded.
+
+    Raises:
+        DataError: its fold.json cannot be read.
+    """
+    path = model / "fold.json"
+    if not path.is_file():
+        return {}
+    try:
+        fold = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        fold = None
+    if not isinstance(fold, dict):
+        raise DataError(f"{path}: the record that pipeline/fold.py writes was expected")
+    return fold

@@ -5,6 +5,8 @@ from pipeline.records import markdown_table
 from pipeline.reporting.summaries import EvaluationSummary, RunSummary
 from pipeline.shapes import BertShape
 
+RUN_HEADER = ["run", "method", "steps", "tokens", "tokens/s", "waits for data", "held-out loss", "held-out accuracy"]
+
 
 def evaluation_table(evaluations: list[EvaluationSummary]) -> str:
     """Size and scores of each model; empty without evaluations.
@@ -28,16 +30,17 @@ def evaluation_table(evaluations: list[EvaluationSummary]) -> str:
 
 def run_table(runs: list[RunSummary]) -> str:
     """Length, speed and last held-out measurement of each run; empty without runs."""
-    header = ["run", "method", "steps", "tokens", "tokens/s", "waits for data", "held-out loss", "held-out accuracy"]
-    rows = []
-    for run in runs:
-        n = run.numbers()
-        heldout = ["", ""]
-        if n["heldout_loss"] is not None:
-            heldout = [f"{n['heldout_loss']:.3f}", f"{100 * n['heldout_accuracy']:.1f} %"]
-        speed = [f"{n['tokens_per_s']:,.0f}", f"{100 * n['data_wait']:.1f} %"]
-        rows.append([run.name, run.method, f"{n['step']:,}", f"{n['tokens']:,}", *speed, *heldout])
-    return markdown_table(header, rows) if rows else ""
+    return markdown_table(RUN_HEADER, [run_cells(run) for run in runs]) if runs else ""
+
+
+def run_cells(run: RunSummary) -> list[str]:
+    """What stands under `RUN_HEADER` for one run."""
+    n = run.numbers()
+    heldout = ["", ""]
+    if n["heldout_loss"] is not None:
+        heldout = [f"{n['heldout_loss']:.3f}", f"{100 * n['heldout_accuracy']:.1f} %"]
+    speed = [f"{n['tokens_per_s']:,.0f}", f"{100 * n['data_wait']:.1f} %"]
+    return [run.name, run.method, f"{n['step']:,}", f"{n['tokens']:,}", *speed, *heldout]
 
 
 def _score(value: dict[str, float] | None) -> str:

@@ -48,7 +48,8 @@ def test_the_demo_leaves_a_student_a_table_and_a_picture(finished):
     runs = json.loads((output / "report" / "report.json").read_text())["runs"]
     assert len({run["tokens"] for run in runs.values()}) == 1 and len(runs) == 4
     assert (output / "report" / "report.png").stat().st_size > 20_000
-    for text in ("| student", "tensorboard --logdir", str(output / "student")):
+    assert "<h2>Kept dimensions over time</h2>" in (output / "report" / "report.html").read_text()
+    for text in ("| student", "tensorboard --logdir", str(output / "student"), f"page: {output}/report/report.html"):
         assert text in result.stdout
 
 
