@@ -191,6 +191,20 @@ def fresh_classifier(encoder: Encoder, outputs: int, seed: int) -> torch.nn.Modu
     return model
 
 
+def fresh_span_head(encoder: Encoder, seed: int) -> torch.nn.Module:
+    """A model for question answering with the encoder's weights and a span head drawn from `seed` alone.
+
+    The head starts as those of `fresh_classifier` do.
+    """
+    from transformers import AutoModelForQuestionAnswering
+
+    config = copy.deepcopy(encoder.config)
+    config.num_labels = 2  # the logit of being the first token, and that of being the last one
+    model = _around(encoder, config, AutoModelForQuestionAnswering)
+    _draw([model.qa_outputs], config.initializer_range, seed)
+    return model
+
+
 def _around(encoder: Encoder, config: Any, kind: Any) -> Any:
     """A model of this kind with the encoder's weights, and whatever the library starts the other ones with."""
     # Fused attention kernels have no deterministic backward on GPUs.
