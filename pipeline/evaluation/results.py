@@ -143,8 +143,8 @@ class ResultStore(Results):
         entry = self._document["tasks"][name]
         if entry.setdefault("max_length", length) != length:
             raise UserError(
-                f"--output {self._output}: its results for {name} are of windows of {entry['max_length']} tokens, not of "
-                f"{length}"
+                f"--output {self._output}: its results for {name} are of windows of {entry['max_length']} tokens, "
+                f"not of {length}"
             )
         if trained is not None and trained < length:
             entry["trained_length"] = trained
