@@ -8,7 +8,6 @@
 
 import json
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,7 +34,6 @@ class Squad(Task):
     def check(self, model: "Encoder", store: ResultStore) -> None:
         """Read all questions, and enter what they are and how long the windows will be."""
         self.length = self.request.max_length or min(LONGEST, model.config.max_position_embeddings)
-        self.settings = replace(self.request.settings, max_length=self.length)
         self.trained_length = trained_length(self.request.model)
         self.data = [load_squad(VERSIONS[name], self.request.data) for name in dict.fromkeys(self.asked)]
         for data in self.data:
@@ -64,7 +62,7 @@ class Squad(Task):
                 print(f"{label}: fine-tuning on {len(data.train.rows):,} questions ...", flush=True)
                 start = time.monotonic()
                 encoded = encoded or encode_squad(data, model, self.length)
-                keep(data, *answer(encoded, model, seed, self.settings), seed, store)
+                keep(data, *answer(encoded, model, seed, self.request.settings), seed, store)
                 print(f"{label}: done in {time.monotonic() - start:.0f} s", flush=True)
             store.enter(name, score(data, store))
             store.say(name, seed)
