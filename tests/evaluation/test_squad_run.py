@@ -176,6 +176,12 @@ def test_bad_input_is_said_before_anything_is_written(run, tmp_path, data):
     assert code == 3 and "train-v2.0.json: there is no such file" in err
 
 
+def test_a_tokenizer_that_knows_no_places_is_refused(run, tmp_path, monkeypatch, model):
+    monkeypatch.setattr(type(load_encoder(model).tokenizer), "is_fast", False)
+    code, _, err = run(tmp_path / "out")
+    assert code == 2 and "its tokenizer does not say where in a text its tokens are" in err
+
+
 def test_divergence_is_said(run, tmp_path):
     code, _, err = run(tmp_path / "out", "--epochs", "1", "--learning-rate", "1e30")
     assert code == 2 and err.startswith("error: squad_v1, seed 1: training diverged") and err.count("\n") == 1

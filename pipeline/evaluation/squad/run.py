@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.errors import UserError
 from pipeline.evaluation.results import ResultStore
 from pipeline.evaluation.squad.load import load_squad
 from pipeline.evaluation.squad.questions import VERSIONS, SquadData, acceptable
@@ -33,6 +34,9 @@ class Squad(Task):
 
     def check(self, model: "Encoder", store: ResultStore) -> None:
         """Read all questions, and enter what they are and how long the windows will be."""
+        if not model.tokenizer.is_fast:
+            needed = "its tokenizer does not say where in a text its tokens are, which SQuAD needs"
+            raise UserError(f"--model {self.request.model}: {needed}")
         self.length = self.request.max_length or min(LONGEST, model.config.max_position_embeddings)
         self.trained_length = trained_length(self.request.model)
         self.data = [load_squad(VERSIONS[name], self.request.data) for name in dict.fromkeys(self.asked)]
