@@ -3,7 +3,8 @@
 1. Read arguments, model and all data, and check that everything fits, the output directory included.
 2. Task latency: milliseconds of a forward pass at batch 1. Task mlm: loss and accuracy on all windows of the shard
    directory --data, or of each one in --data, of --max-length tokens.
-3. Every GLUE task and seed: a new pooler and classifier on the encoder, fine-tuning, predictions on the dev set.
+3. Every GLUE task and seed: a new pooler and classifier on the encoder, fine-tuning, predictions on the dev set. SQuAD
+   1.1 and 2.0: the same with a new span head on windows of the context.
 4. `results.json` with mean, standard deviation and every seed; a table at the end.
 
 Started again, it goes on where it stopped. It uses one device; under a launcher only rank 0 works.
@@ -20,8 +21,9 @@ if not __package__:
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.evaluation.glue.average import glue_average
 from pipeline.evaluation.results import ResultStore
+from pipeline.evaluation.squad.run import LONGEST as SQUAD_LENGTH
 from pipeline.evaluation.table import format_table
-from pipeline.evaluation.task import Request, Settings
+from pipeline.evaluation.task import PAIR_LENGTH, Request, Settings
 from pipeline.evaluation.tasks import NAMES, make_tasks
 from pipeline.launch import add_launcher_arguments, only_rank_zero
 
@@ -35,14 +37,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="a Hugging Face BERT with tokenizer")
     parser.add_argument("--tasks", required=True, help=f"comma-separated: {', '.join(NAMES)}")
     parser.add_argument(
-        "--data", required=True, metavar="DIR|hub", help="folder with CoLA, SST-2, ..., and shards for mlm; or 'hub'"
+        "--data",
+        required=True,
+        metavar="DIR|hub",
+        help="folder with CoLA, SST-2, ..., squad, and shards for mlm; or 'hub'",
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where predictions and results go")
     parser.add_argument("--seeds", default="1,2,3", help="comma-separated (default: %(default)s)")
     parser.add_argument("--epochs", type=float, default=3.0, help="(default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=32, help="sequences (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=3e-5, help="peak (default: %(default)s)")
-    parser.add_argument("--max-length", type=int, default=128, help="tokens of a pair (default: %(default)s)")
+    parser.add_argument(
+        "--max-length", type=int, help=f"tokens of a pair or a window (default: {PAIR_LENGTH}; squad: {SQUAD_LENGTH})"
+    )
     add_launcher_arguments(parser)
     return parser.parse_args()
 
@@ -74,8 +81,9 @@ def main() -> int:
     if not only_rank_zero():
         return EXIT_DONE
     use_one_device()
-    settings = Settings(arguments.epochs, arguments.batch_size, arguments.learning_rate, arguments.max_length)
-    request = Request(arguments.model, arguments.data, parse_seeds(arguments.seeds), settings)
+    length = PAIR_LENGTH if arguments.max_length is None else arguments.max_length
+    settings = Settings(arguments.epochs, arguments.batch_size, arguments.learning_rate, length)
+    request = Request(arguments.model, arguments.data, parse_seeds(arguments.seeds), settings, arguments.max_length)
     tasks = make_tasks(arguments.tasks, request)
     if arguments.data != "hub" and not Path(arguments.data).is_dir():
         raise UserError(f"--data {arguments.data}: there is no such directory")
@@ -85,7 +93,8 @@ def main() -> int:
 
     model = load_encoder(arguments.model)
     store = ResultStore(arguments.output, arguments.model, fingerprint(arguments.model), settings.record())
-    settings.check_fits(model.config.max_position_embeddings)
+    if arguments.max_length is not None or not all(task.own_length for task in tasks):
+        settings.check_fits(model.config.max_position_embeddings)
     for task in tasks:
         task.check(model, store)
     store.open()

@@ -8,6 +8,7 @@ import copy
 import hashlib
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,14 +186,39 @@ def fresh_classifier(encoder: Encoder, outputs: int, seed: int) -> torch.nn.Modu
     config = copy.deepcopy(encoder.config)
     config.num_labels = outputs
     config.problem_type = "regression" if outputs == 1 else "single_label_classification"
+    model = _around(encoder, config, AutoModelForSequenceClassification)
+    _draw([model.base_model.pooler.dense, model.classifier], config.initializer_range, seed)
+    return model
+
+
+def fresh_span_head(encoder: Encoder, seed: int) -> torch.nn.Module:
+    """A model for question answering with the encoder's weights and a span head drawn from `seed` alone.
+
+    The head starts as those of `fresh_classifier` do.
+    """
+    from transformers import AutoModelForQuestionAnswering
+
+    config = copy.deepcopy(encoder.config)
+    config.num_labels = 2  # the logit of being the first token, and that of being the last one
+    model = _around(encoder, config, AutoModelForQuestionAnswering)
+    _draw([model.qa_outputs], config.initializer_range, seed)
+    return model
+
+
+def _around(encoder: Encoder, config: Any, kind: Any) -> Any:
+    """A model of this kind with the encoder's weights, and whatever the library starts the other ones with."""
     # Fused attention kernels have no deterministic backward on GPUs.
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager", dtype=torch.float32)
+    model = kind.from_config(config, attn_implementation="eager", dtype=torch.float32)
     missing, unexpected = model.base_model.load_state_dict(encoder.weights, strict=False)
     if unexpected or any(not name.startswith(POOLER) for name in missing):
-        raise RuntimeError(f"encoder and classifier do not fit: missing {missing}, unexpected {unexpected}")
+        raise RuntimeError(f"encoder and new model do not fit: missing {missing}, unexpected {unexpected}")
+    return model
+
+
+def _draw(layers: Sequence[torch.nn.Linear], spread: float, seed: int) -> None:
+    """Draw weights (normal, of this standard deviation) from `seed` alone, layer by layer; biases are 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for layer in (model.base_model.pooler.dense, model.classifier):
-            layer.weight.normal_(0.0, config.initializer_range, generator=generator)
+        for layer in layers:
+            layer.weight.normal_(0.0, spread, generator=generator)
             layer.bias.zero_()
-    return model

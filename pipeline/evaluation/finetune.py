@@ -6,7 +6,7 @@ same seed on the same machine gives the same predictions.
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,41 +21,59 @@ from pipeline.evaluation.task import WARMUP, WEIGHT_DECAY, Settings
 from pipeline.files import temporary_folder
 
 
-class EncodedRows(torch.utils.data.Dataset):
+class Rows(torch.utils.data.Dataset):
     """Tokenised rows, kept flat (5 bytes a token: MNLI has 16 million) and handed out as lists for the collator."""
 
-    def __init__(self, examples: Sequence[Example], encoder: Encoder, max_length: int) -> None:
-        """Tokenise in the order of `examples`, cutting the longer text of a pair first.
+    def __init__(self, labels: Mapping[str, Sequence[Any]]) -> None:
+        """Prepare for rows with these labels, by the names that the model knows them by."""
+        self._labels = labels
+        self._ids, self._segments, self._bounds = np.zeros(0, np.int32), np.zeros(0, np.int8), np.zeros(1, np.int64)
+
+    def fill(self, encoded: Iterable[Any], encoder: Encoder) -> None:
+        """Take what the tokenizer made of all rows, batch by batch.
 
         A model with fewer segments than the tokenizer numbers sees the last ones as one.
         """
         last_segment = encoder.config.type_vocab_size - 1
-        ids, segments, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int8)], [0]
-        for start in range(0, len(examples), 1000):
-            texts = [
-                list(column) for column in zip(*(row.texts for row in examples[start : start + 1000]), strict=True)
-            ]
-            encoded = encoder.tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=True)
-            ids += [np.asarray(row, np.int32) for row in encoded["input_ids"]]
-            segments += [np.asarray(row, np.int8).clip(max=last_segment) for row in encoded["token_type_ids"]]
-            lengths += [len(row) for row in encoded["input_ids"]]
+        ids, segments, lengths = [self._ids], [self._segments], [0]
+        for batch in encoded:
+            ids += [np.asarray(row, np.int32) for row in batch["input_ids"]]
+            segments += [np.asarray(row, np.int8).clip(max=last_segment) for row in batch["token_type_ids"]]
+            lengths += [len(row) for row in batch["input_ids"]]
         self._ids, self._segments, self._bounds = np.concatenate(ids), np.concatenate(segments), np.cumsum(lengths)
-        self.labels = [row.label for row in examples]
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._bounds) - 1
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         span = slice(self._bounds[row], self._bounds[row + 1])
         return {
             "input_ids": self._ids[span].tolist(),
             "token_type_ids": self._segments[span].tolist(),
-            "label": self.labels[row],
+            **{name: values[row] for name, values in self._labels.items()},
         }
 
     def by_length(self) -> list[int]:
         """Row numbers from the shortest to the longest, so that batches of neighbours need little padding."""
         return np.argsort(np.diff(self._bounds), kind="stable").tolist()
+
+
+class EncodedRows(Rows):
+    """The rows of a sentence task."""
+
+    def __init__(self, examples: Sequence[Example], encoder: Encoder, max_length: int) -> None:
+        """Tokenise in the order of `examples`, cutting the longer text of a pair first."""
+        self.labels = [row.label for row in examples]
+        super().__init__({"label": self.labels})
+        self.fill(self._encode(examples, encoder, max_length), encoder)
+
+    @staticmethod
+    def _encode(examples: Sequence[Example], encoder: Encoder, max_length: int) -> Iterator[Any]:
+        for start in range(0, len(examples), 1000):
+            texts = [
+                list(column) for column in zip(*(row.texts for row in examples[start : start + 1000]), strict=True)
+            ]
+            yield encoder.tokenizer(*texts, truncation=True, max_length=max_length, return_token_type_ids=True)
 
 
 @dataclass(frozen=True)
@@ -115,6 +133,28 @@ def _arguments(output_dir: str, rows: int, seed: int, settings: Settings) -> Any
     )
 
 
+@contextlib.contextmanager
+def trained(
+    model: torch.nn.Module, rows: Rows, encoder: Encoder, title: str, seed: int, settings: Settings
+) -> Iterator[Any]:
+    """Train `model` on `rows`; the block gets the `Trainer` with the trained model, under deterministic kernels."""
+    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
+
+    steps = math.ceil(settings.epochs * _steps_per_epoch(len(rows), settings))
+    with temporary_folder() as scratch, _deterministic():
+        trainer = Trainer(
+            model=model,
+            args=_arguments(str(scratch), len(rows), seed, settings),
+            train_dataset=rows,
+            data_collator=DataCollatorWithPadding(encoder.tokenizer),
+        )
+        trainer.remove_callback(PrinterCallback)
+        with Progress(title, steps, "steps") as progress:
+            trainer.add_callback(_saying(progress))
+            trainer.train()
+        yield trainer
+
+
 def fine_tune(task: EncodedTask, encoder: Encoder, seed: int, settings: Settings) -> dict[str, list[int] | list[float]]:
     """Train on the task and return, for every dev set, the predictions in the order of its rows.
 
@@ -123,19 +163,8 @@ def fine_tune(task: EncodedTask, encoder: Encoder, seed: int, settings: Settings
     Raises:
         UserError: training diverged.
     """
-    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
-
-    title, steps = f"{task.name}, seed {seed}", math.ceil(settings.epochs * _steps_per_epoch(len(task.train), settings))
-    with temporary_folder() as scratch, _deterministic(), Progress(title, steps, "steps") as progress:
-        trainer = Trainer(
-            model=fresh_classifier(encoder, task.outputs, seed),
-            args=_arguments(str(scratch), len(task.train), seed, settings),
-            train_dataset=task.train,
-            data_collator=DataCollatorWithPadding(encoder.tokenizer),
-        )
-        trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(_saying(progress))
-        trainer.train()
+    model = fresh_classifier(encoder, task.outputs, seed)
+    with trained(model, task.train, encoder, f"{task.name}, seed {seed}", seed, settings) as trainer:
         trainer.args.train_sampling_strategy = "random"  # grouping by length would shuffle the dev rows as well
         return {name: _predict(trainer, rows, f"{name}, seed {seed}") for name, rows in task.dev.items()}
 

@@ -58,6 +58,13 @@ class Results:
         """What rows a scored name is about; `full` for all of the official ones."""
         return self._document["tasks"][name]["data"]
 
+    def remark(self, name: str) -> str:
+        """What a reader should know of a scored name beside its data; nothing, as a rule."""
+        entry = self._document["tasks"][name]
+        return (
+            f"{entry['max_length']} tokens, trained with {entry['trained_length']}" if "trained_length" in entry else ""
+        )
+
     def scores(self, name: str) -> dict[str, Summary]:
         """The summary of every metric of a scored name; nothing where it has no score yet."""
         return {
@@ -138,6 +145,21 @@ class ResultStore(Results):
             raise UserError(f"--output {self._output}: its results for {name} are of other data ({entry['data']})")
         self.not_available.pop(name, None)
 
+    def mark_length(self, name: str, length: int, trained: int | None) -> None:
+        """Enter how many tokens a scored name is measured with, and how many the model was trained with, where fewer.
+
+        Raises:
+            UserError: there are results of another length.
+        """
+        entry = self._document["tasks"][name]
+        if entry.setdefault("max_length", length) != length:
+            raise UserError(
+                f"--output {self._output}: its results for {name} are of windows of {entry['max_length']} tokens, "
+                f"not of {length}"
+            )
+        if trained is not None and trained < length:
+            entry["trained_length"] = trained
+
     def miss(self, name: str, reason: str) -> None:
         """Enter why a name cannot be scored."""
         self.not_available[name] = reason
@@ -167,15 +189,36 @@ class ResultStore(Results):
 
     def enter_predictions(self, name: str, metrics: Sequence[str]) -> None:
         """Compute and keep `metrics` of one scored name from all predictions that there are, of whatever seed."""
-        pattern = re.compile(re.escape(name) + r"_(\d+)\.jsonl")
-        found = {int(m[1]): p for p in (self._output / "predictions").iterdir() if (m := pattern.fullmatch(p.name))}
         values: dict[str, dict[int, float | None]] = {metric: {} for metric in metrics}
-        for seed, path in sorted(found.items()):
+        for seed, path in self._seeds(name, "jsonl").items():
             rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             predictions, labels = [row["prediction"] for row in rows], [row["label"] for row in rows]
             for metric in metrics:
                 values[metric][seed] = compute(metric, predictions, labels)
         self.enter(name, values)
+
+    def answers_path(self, name: str, seed: int) -> Path:
+        """Where the answers of a SQuAD task under one seed lie: `{id: text}`, as the official script takes them."""
+        return self._output / "predictions" / f"{name}_{seed}.json"
+
+    def write_answers(self, name: str, seed: int, texts: Mapping[str, str], no_answer: Mapping[str, float]) -> None:
+        """Keep the answer to every question and, where some have none, what speaks against an answer."""
+        path = self.answers_path(name, seed)
+        if no_answer:  # first, as a seed is done when its answers are there
+            # In the order that breaks ties in `best_threshold`: the official script keeps that of the file.
+            ordered = json.dumps(no_answer, indent=0, sort_keys=True, allow_nan=False)
+            write_atomically(path.with_name(f"{path.stem}_na.json"), f"{ordered}\n".encode())
+        write_atomically(path, f"{json.dumps(texts, indent=0, ensure_ascii=False)}\n".encode())
+
+    def read_answers(self, name: str) -> dict[int, dict[str, str]]:
+        """All answers to a SQuAD task that there are, by seed."""
+        return {seed: json.loads(path.read_text(encoding="utf-8")) for seed, path in self._seeds(name, "json").items()}
+
+    def _seeds(self, name: str, ending: str) -> dict[int, Path]:
+        """The predictions of a scored name that there are, by seed."""
+        pattern = re.compile(re.escape(name) + rf"_(\d+)\.{ending}")
+        found = {int(m[1]): p for p in (self._output / "predictions").iterdir() if (m := pattern.fullmatch(p.name))}
+        return dict(sorted(found.items()))
 
     def say(self, name: str, seed: int | None = None) -> None:
         """Print the scores of a name under one seed, or the mean over those that there are."""

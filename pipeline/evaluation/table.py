@@ -11,7 +11,8 @@ def format_table(results: Results) -> str:
     rows = []
     for name in sorted(results.names, key=lambda name: SCORED.index(name) if name in SCORED else len(SCORED)):
         for metric, summary in results.scores(name).items():
-            rows.append([f"{name} {metric}", *numbers(summary), results.data(name)])
+            about = "; ".join(filter(None, (results.data(name), results.remark(name))))
+            rows.append([f"{name} {metric}", *numbers(summary), about])
     rows += [[name, "not available", "", reason] for name, reason in results.not_available.items()]
     if results.glue_average is not None:
         rows.append(["glue average", *numbers(results.glue_average), _average_note(results)])

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 WARMUP = 0.1
 """Share of the fine-tuning steps over which the learning rate rises."""
 WEIGHT_DECAY = 0.01
+PAIR_LENGTH = 128
+"""Tokens of a sentence or a pair, where `--max-length` is not given."""
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,25 @@ class Settings:
 
 @dataclass(frozen=True)
 class Request:
-    """What one command asks of its tasks; `data` is a directory or `hub`."""
+    """What one command asks of its tasks.
+
+    `data` is a directory or `hub`; `max_length` is None where each task is to use its own default, which `settings` has
+    for sentence pairs.
+    """
 
     model: Path
     data: str
     seeds: Sequence[int]
     settings: Settings
+    max_length: int | None = None
 
 
 class Task(ABC):
     """One kind of evaluation. A class has `names`, those that `--tasks` accepts; an object has those asked for."""
 
     names: ClassVar[tuple[str, ...]]
+    own_length: ClassVar[bool] = False
+    """Whether it has a default of its own for `--max-length`, which fits the model."""
 
     def __init__(self, asked: Sequence[str], request: Request) -> None:
         self.asked = asked

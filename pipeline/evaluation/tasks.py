@@ -4,9 +4,10 @@ from pipeline.errors import UserError
 from pipeline.evaluation.glue.run import Glue
 from pipeline.evaluation.latency import Latency
 from pipeline.evaluation.mlm import MaskedLM
+from pipeline.evaluation.squad.run import Squad
 from pipeline.evaluation.task import Request, Task
 
-TASKS: tuple[type[Task], ...] = (Glue, MaskedLM, Latency)
+TASKS: tuple[type[Task], ...] = (Glue, Squad, MaskedLM, Latency)
 """In the order of `results.json`. They run from the last to the first: fine-tuning takes hours, the others minutes."""
 
 NAMES: tuple[str, ...] = tuple(name for task in TASKS for name in task.names)

@@ -193,7 +193,7 @@ def broken_model(path, model, kind):
 @pytest.mark.parametrize(
     ("change", "code", "expected"),
     [
-        ({"tasks": "squad_v1"}, 2, "unknown task 'squad_v1'"),
+        ({"tasks": "squad_v3"}, 2, "unknown task 'squad_v3'"),
         ({"seeds": "1,x"}, 2, "--seeds '1,x'"),
         ({"seeds": "-1"}, 2, "--seeds '-1'"),
         ({"model": "absent"}, 2, "absent: there is no such directory"),
