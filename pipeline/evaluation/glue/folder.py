@@ -1,19 +1,24 @@
 """GLUE tasks from files in the official layout: a folder per task.
 
-Beside the official names (`train.tsv`, `dev.tsv`, `dev_matched.tsv`, ...) a folder may hold a subset
-(`train_subset*.tsv`) or another partition (`partition_dev*.tsv`); those are used where the official file is
-not there, and named as what they are. MRPC may come as the original `msr_paraphrase_train.txt` with the
-`dev_ids.tsv` that says which of its pairs are the dev set.
+A file is TSV as officially released, or JSON lines with the names of the hub (`train.jsonl`). Beside the official
+names (`train.tsv`, `dev.tsv`, `dev_matched.tsv`, ...) a folder may hold a subset (`train_subset*.tsv`) or another
+partition (`partition_dev*.tsv`); those are used where the official file is not there, and named as what they are.
+MRPC may come as the original `msr_paraphrase_train.txt` with the `dev_ids.tsv` that says which of its pairs are the
+dev set.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import DataError
-from pipeline.evaluation.glue.rows import Example, Split, TaskData
+from pipeline.evaluation.glue import jsonl
+from pipeline.evaluation.glue.rows import FULL, Example, Split, TaskData
 from pipeline.evaluation.glue.tasks import DevSet, GlueTask
 from pipeline.evaluation.glue.tsv import read_columns
 
+JSON_LINES = ".jsonl"
+SUFFIXES = (".tsv", JSON_LINES)
 MRPC_ORIGINAL = "msr_paraphrase_train.txt"
 MRPC_DEV_IDS = "dev_ids.tsv"
 """A pair of ids a line, without a header."""
@@ -27,8 +32,8 @@ def load(task: GlueTask, root: Path) -> TaskData:
     """
     folder = root / task.folder
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder; task {task.name} needs its TSV files there")
-    if task.name == "mrpc" and not (folder / "train.tsv").is_file() and (folder / MRPC_ORIGINAL).is_file():
+        raise DataError(f"{folder}: there is no such folder; task {task.name} needs its files there")
+    if task.name == "mrpc" and (folder / MRPC_ORIGINAL).is_file() and not any(folder.glob("train.*")):
         return _split_original_mrpc(task, folder)
     data = TaskData(task, read_split(task, find_file(folder, "train")), {})
     for position, dev in enumerate(task.dev_sets):
@@ -48,38 +53,61 @@ class MissingFileError(DataError):
 
 
 def find_file(folder: Path, stem: str) -> Path:
-    """`STEM.tsv`, else the one subset or partition of it.
+    """`STEM.tsv` or `STEM.jsonl`, else the one subset or partition of it.
 
     Raises:
         DataError: there is none, or there are several.
     """
-    official = folder / f"{stem}.tsv"
-    if official.is_file():
-        return official
-    others = sorted([*folder.glob(f"{stem}_subset*.tsv"), *folder.glob(f"partition_{stem}*.tsv")])
-    if not others:
-        raise MissingFileError(f"{official}: there is no such file, and no {stem}_subset*.tsv in its place")
-    if len(others) > 1:
-        raise DataError(f"{folder}: no {stem}.tsv, and several in its place: {', '.join(p.name for p in others)}")
-    return others[0]
+    found = [path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
+    patterns = [f"{name}{suffix}" for name in (f"{stem}_subset*", f"partition_{stem}*") for suffix in SUFFIXES]
+    found = found or sorted(path for pattern in patterns for path in folder.glob(pattern))
+    if not found:
+        others = f"{stem}.jsonl or {stem}_subset*.tsv"
+        raise MissingFileError(f"{folder / stem}.tsv: there is no such file, and no {others} in its place")
+    if len(found) > 1:
+        names = " and ".join(path.name for path in found)
+        raise DataError(f"{folder}: {names} are there for the {stem} rows, keep one of them")
+    return found[0]
 
 
 def read_split(task: GlueTask, path: Path, dev: DevSet | None = None) -> Split:
     """All rows of one file.
 
     Raises:
-        DataError: a row has the wrong length or label, or there are no rows.
+        DataError: a row has the wrong length or label or an empty text, or there are no rows.
     """
     broken: list[int] = []
-    examples = []
-    rows = read_columns(path, [*task.texts, task.label], task.header, broken, task.broken_rows)
-    for index, (line, values) in enumerate(rows):
-        examples.append(Example(index, tuple(values[:-1]), parse_label(task, values[-1], path, line)))
+    lines: list[int] = []
+    examples: list[Example] = []
+    for line, texts, label in _read_rows(task, path, broken):
+        examples.append(Example(len(examples), texts, label))
+        lines.append(line)
     if not examples:
         raise DataError(f"{path}: there are no rows in it")
-    official = path.name == f"{dev.stem if dev else 'train'}.tsv"
     notes = (f"{len(broken)} broken rows skipped",) if broken else ()
-    return Split(examples, path.name, official, notes)
+    split = Split(examples, path.name, path.stem == (dev.stem if dev else "train"), notes)
+    if split.describe([dev.rows] if dev else task.train_rows) != FULL:
+        _refuse_empty_texts(task, split, path, lines)
+    return split
+
+
+def _read_rows(task: GlueTask, path: Path, broken: list[int]) -> Iterator[tuple[int, tuple[str, ...], int | float]]:
+    """Line number, texts and label of every row; `broken` takes the lines that are skipped."""
+    if path.suffix == JSON_LINES:
+        for line, texts, row in jsonl.read_texts(task, path):
+            yield line, texts, jsonl.parse_label(task, row, path, line)
+    else:
+        for line, values in read_columns(path, [*task.texts, task.label], task.header, broken, task.broken_rows):
+            yield line, tuple(values[:-1]), parse_label(task, values[-1], path, line)
+
+
+def _refuse_empty_texts(task: GlueTask, split: Split, path: Path, lines: Sequence[int]) -> None:
+    """An empty text is a mistake, but for an official file, which is taken as it is: QQP has empty questions."""
+    columns = task.hub_columns if path.suffix == JSON_LINES else task.texts
+    for line, row in zip(lines, split.examples, strict=True):
+        for column, text in zip(columns, row.texts, strict=True):
+            if not text.strip():
+                raise DataError(f"{path}, line {line}: '{column}' is empty where a text was expected")
 
 
 def parse_label(task: GlueTask, text: str, path: Path, line: int) -> int | float:

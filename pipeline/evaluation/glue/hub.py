@@ -35,6 +35,6 @@ def convert(task: GlueTask, split: Any, name: str) -> Split:
         label = row["label"]
         if not task.regression and not 0 <= label < len(task.classes):
             raise DataError(f"hub: {HUB_NAME}, {task.name}, {name}, row {index}: label {label} is no class")
-        texts = tuple(row[column] for column in task.hub_texts or task.texts)
+        texts = tuple(row[column] for column in task.hub_columns)
         examples.append(Example(index, texts, float(label) if task.regression else int(label)))
     return Split(examples, f"hub split {name}")

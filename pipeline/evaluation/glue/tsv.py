@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pipeline.errors import DataError
+from pipeline.evaluation.glue.lines import text_lines
 
 
 def read_columns(
@@ -19,12 +20,12 @@ def read_columns(
         allowed: how many of them there may be; the official QQP file has rows torn apart by line breaks.
 
     Raises:
-        DataError: a row of a wrong length too many, or bytes that are not utf-8.
+        DataError: a row of a wrong length too many, a column that is not there, or bytes that are not utf-8.
     """
     broken = [] if broken is None else broken
     columns = list(header)
-    for line, raw in _lines(path):
-        fields = _decode(raw, path, line).rstrip("\r\n").split("\t")
+    for line, text in text_lines(path):
+        fields = text.split("\t")
         if not columns:
             columns = fields
             missing = [name for name in wanted if name not in columns]
@@ -36,25 +37,3 @@ def read_columns(
             broken.append(line)
         else:
             raise DataError(f"{path}, line {line}: {len(fields)} columns where {len(columns)} were expected")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Every line with its number from 1, but for the blank ones at the end, which editors and exports leave behind."""
-    blank: list[tuple[int, bytes]] = []
-    # Lines end at \n only: sentences contain other characters that str.splitlines would break at.
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, 1):
-            if not raw.strip():
-                blank.append((line, raw))
-                continue
-            yield from blank
-            blank.clear()
-            yield line, raw
-
-
-def _decode(raw: bytes, path: Path, line: int) -> str:
-    """One line as text, without the byte order mark that some official files begin with."""
-    try:
-        return raw.decode("utf-8-sig" if line == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {line}: byte {error.start} of the line is not utf-8") from None
