@@ -19,6 +19,7 @@ if not __package__:
 
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.evaluation.glue.average import glue_average
+from pipeline.evaluation.glue.tasks import WITH_WNLI
 from pipeline.evaluation.results import ResultStore
 from pipeline.evaluation.table import format_table
 from pipeline.evaluation.task import Request, Settings
@@ -91,7 +92,7 @@ def main() -> int:
     store.open()
     for task in reversed(tasks):
         task.run(model, store)
-    store.finish(glue_average(store))
+    store.finish(glue_average(store), glue_average(store, WITH_WNLI))
     print(format_table(store))
     return EXIT_DONE
 

@@ -71,8 +71,13 @@ class Results:
 
     @property
     def glue_average(self) -> Summary | None:
-        """The average over the GLUE tasks, where all of them have scores."""
+        """The average over the GLUE tasks without WNLI, where all of them have scores."""
         return self._document.get("glue_average")
+
+    @property
+    def glue_average_with_wnli(self) -> Summary | None:
+        """The same with WNLI."""
+        return self._document.get("glue_average_with_wnli")
 
 
 class ResultStore(Results):
@@ -175,10 +180,10 @@ class ResultStore(Results):
             shown.append(f"{metric} {UNDEFINED if undefined else format(value, '.4f')}")
         print("  " + "  ".join(shown), flush=True)
 
-    def finish(self, glue_average: Summary | None) -> None:
-        """Mark the results as complete."""
-        if glue_average is not None:
-            self._document["glue_average"] = glue_average
+    def finish(self, glue_average: Summary | None, with_wnli: Summary | None = None) -> None:
+        """Keep the averages that there are, and mark the results as complete."""
+        averages = {"glue_average": glue_average, "glue_average_with_wnli": with_wnli}
+        self._document |= {name: average for name, average in averages.items() if average is not None}
         self._document["complete"] = True
         self._write()
 
