@@ -22,7 +22,7 @@ from pipeline.evaluation.glue.average import glue_average
 from pipeline.evaluation.glue.tasks import WITH_WNLI
 from pipeline.evaluation.results import ResultStore
 from pipeline.evaluation.table import format_table
-from pipeline.evaluation.task import Request, Settings
+from pipeline.evaluation.task import AskedSettings, Request
 from pipeline.evaluation.tasks import NAMES, make_tasks
 from pipeline.launch import add_launcher_arguments, only_rank_zero
 
@@ -40,9 +40,9 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where predictions and results go")
     parser.add_argument("--seeds", default="1,2,3", help="comma-separated (default: %(default)s)")
-    parser.add_argument("--epochs", type=float, default=3.0, help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, help="sequences (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=3e-5, help="peak (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, help="(default: by task, 3 to 10)")
+    parser.add_argument("--batch-size", type=int, help="sequences (default: 32)")
+    parser.add_argument("--learning-rate", type=float, help="peak (default: by task and width, 3e-5 to 2e-4)")
     parser.add_argument("--max-length", type=int, default=128, help="tokens of a pair (default: %(default)s)")
     add_launcher_arguments(parser)
     return parser.parse_args()
@@ -75,7 +75,7 @@ def main() -> int:
     if not only_rank_zero():
         return EXIT_DONE
     use_one_device()
-    settings = Settings(arguments.epochs, arguments.batch_size, arguments.learning_rate, arguments.max_length)
+    settings = AskedSettings(arguments.epochs, arguments.batch_size, arguments.learning_rate, arguments.max_length)
     request = Request(arguments.model, arguments.data, parse_seeds(arguments.seeds), settings)
     tasks = make_tasks(arguments.tasks, request)
     if arguments.data != "hub" and not Path(arguments.data).is_dir():

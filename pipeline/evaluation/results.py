@@ -1,7 +1,8 @@
 """An evaluation's directory: `predictions/TASK_SEED.jsonl` and `results.json`, which only this module knows.
 
-A directory belongs to one model (by the hash of its files) and one set of hyper-parameters; anything else is
-refused, so that no table mixes two. Tasks and seeds may be added by later commands. Every file appears whole:
+A directory belongs to one model (by the hash of its files) and one set of hyper-parameters (`settings`: those that
+were asked for; `task_settings`: what each fine-tuned task took, its own defaults included); anything else is refused,
+so that no table mixes two. Tasks and seeds may be added by later commands. Every file appears whole:
 it is written under a hidden name, synced and renamed. Finished predictions are the memory of a restart, and
 metrics are always computed from them.
 """
@@ -83,7 +84,7 @@ class Results:
 class ResultStore(Results):
     """The results of a directory that is being written."""
 
-    def __init__(self, output: Path, model: Path, model_sha256: str, settings: dict[str, float]) -> None:
+    def __init__(self, output: Path, model: Path, model_sha256: str, settings: dict[str, float | None]) -> None:
         """Open or prepare; nothing is written yet.
 
         Raises:
@@ -95,6 +96,7 @@ class ResultStore(Results):
                 "model": str(model),
                 "model_sha256": model_sha256,
                 "settings": settings,
+                "task_settings": {},
                 "complete": False,
                 "tasks": {},
                 "not_available": {},
@@ -111,6 +113,8 @@ class ResultStore(Results):
             found = json.loads((self._output / RESULTS).read_text(encoding="utf-8"))
             same = {key: found[key] == self._document[key] for key in ("model_sha256", "settings")}
             kept = {key: found[key] for key in ("tasks", "not_available")}
+            # Without defaults of tasks, all settings stood in `settings`.
+            kept["task_settings"] = found.get("task_settings", {})
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"--output {self._output}: it holds other files; choose an empty directory") from None
         if not same["model_sha256"]:
@@ -120,6 +124,16 @@ class ResultStore(Results):
                 f"--output {self._output}: it holds results of other hyper-parameters ({found['settings']})"
             )
         self._document.update(kept)
+
+    def settle(self, task: str, settings: dict[str, float]) -> None:
+        """Enter what a task is fine-tuned with.
+
+        Raises:
+            UserError: there are results of the task with other settings.
+        """
+        found = self._document["task_settings"].setdefault(task, settings)
+        if found != settings:
+            raise UserError(f"--output {self._output}: its results for {task} are of other hyper-parameters ({found})")
 
     def begin(self, name: str, data: str, data_sha256: str) -> None:
         """Enter a scored name with the rows it is about.

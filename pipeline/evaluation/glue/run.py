@@ -7,14 +7,16 @@
 """
 
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from pipeline.errors import DataError
+from pipeline.evaluation.glue.defaults import default_settings
 from pipeline.evaluation.glue.load import load_task
 from pipeline.evaluation.glue.rows import TaskData
 from pipeline.evaluation.glue.tasks import ALL, GLUE_TASKS, MNLI_MM, SCORED, trained_tasks
 from pipeline.evaluation.results import ResultStore
-from pipeline.evaluation.task import Task
+from pipeline.evaluation.task import Settings, Task
 
 if TYPE_CHECKING:
     from pipeline.evaluation.encoder import Encoder
@@ -31,7 +33,11 @@ class Glue(Task):
         for data in self.data:
             if MNLI_MM in data.missing and MNLI_MM in self.asked and not {"mnli", ALL} & set(self.asked):
                 raise DataError(f"{MNLI_MM}: {data.missing[MNLI_MM]}")
+        self.settings: dict[str, Settings] = {}
         for data in self.data:
+            default = default_settings(data.task.name, model.config.hidden_size, self.request.settings.max_length)
+            self.settings[data.task.name] = self.request.settings.over(default)
+            store.settle(data.task.name, asdict(self.settings[data.task.name]))
             for name, split in data.dev.items():
                 if not split.examples:
                     raise DataError(f"{name}: no rows of {split.source} are left; all of them are in train, too")
@@ -47,6 +53,7 @@ class Glue(Task):
     def _run_task(self, data: TaskData, model: "Encoder", store: ResultStore) -> None:
         from pipeline.evaluation.finetune import EncodedTask, encode_task, fine_tune
 
+        settings = self.settings[data.task.name]
         encoded: EncodedTask | None = None
         for seed in self.request.seeds:
             label = f"{data.task.name}, seed {seed}"
@@ -55,8 +62,8 @@ class Glue(Task):
             else:
                 print(f"{label}: fine-tuning on {len(data.train.examples):,} rows ...", flush=True)
                 start = time.monotonic()
-                encoded = encoded or encode_task(data, model, self.request.settings)
-                _keep(data, fine_tune(encoded, model, seed, self.request.settings), seed, store)
+                encoded = encoded or encode_task(data, model, settings)
+                _keep(data, fine_tune(encoded, model, seed, settings), seed, store)
                 print(f"{label}: done in {time.monotonic() - start:.0f} s", flush=True)
             for name in data.dev:
                 store.enter_predictions(name, data.task.metrics)
