@@ -44,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, help="sequences (default: 32)")
     parser.add_argument("--learning-rate", type=float, help="peak (default: by task and width, 3e-5 to 2e-4)")
     parser.add_argument("--max-length", type=int, default=128, help="tokens of a pair (default: %(default)s)")
+    parser.add_argument("--keep-models", action="store_true", help="keep fine-tuned models in models/TASK_SEED/")
     add_launcher_arguments(parser)
     return parser.parse_args()
 
@@ -76,7 +77,7 @@ def main() -> int:
         return EXIT_DONE
     use_one_device()
     settings = AskedSettings(arguments.epochs, arguments.batch_size, arguments.learning_rate, arguments.max_length)
-    request = Request(arguments.model, arguments.data, parse_seeds(arguments.seeds), settings)
+    request = Request(arguments.model, arguments.data, parse_seeds(arguments.seeds), settings, arguments.keep_models)
     tasks = make_tasks(arguments.tasks, request)
     if arguments.data != "hub" and not Path(arguments.data).is_dir():
         raise UserError(f"--data {arguments.data}: there is no such directory")

@@ -1,4 +1,4 @@
-"""An evaluation's directory: `predictions/TASK_SEED.jsonl` and `results.json`, which only this module knows.
+"""An evaluation's directory: `predictions/TASK_SEED.jsonl`, `models/TASK_SEED/` and `results.json`.
 
 A directory belongs to one model (by the hash of its files) and one set of hyper-parameters (`settings`: those that
 were asked for; `task_settings`: what each fine-tuned task took, its own defaults included); anything else is refused,
@@ -167,6 +167,10 @@ class ResultStore(Results):
     def predictions_path(self, name: str, seed: int) -> Path:
         """Where the predictions of one scored name under one seed lie."""
         return self._output / "predictions" / f"{name}_{seed}.jsonl"
+
+    def model_path(self, task: str, seed: int) -> Path:
+        """Where the model of a fine-tuned task under one seed is kept, if it is."""
+        return self._output / "models" / f"{task}_{seed}"
 
     def write_predictions(self, name: str, seed: int, rows: Sequence[tuple[int, float, float]]) -> None:
         """Keep (index, prediction, label) of every dev row: class ids, or values for regression."""

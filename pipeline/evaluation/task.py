@@ -68,12 +68,13 @@ class AskedSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """What one command asks of its tasks; `data` is a directory or `hub`."""
+    """What one command asks of its tasks; `data` is a directory or `hub`, `keep_models` is for fine-tuned ones."""
 
     model: Path
     data: str
     seeds: Sequence[int]
     settings: AskedSettings
+    keep_models: bool = False
 
 
 class Task(ABC):

@@ -1,14 +1,16 @@
 """Fine-tune and score the GLUE tasks of one command, one (task, seed) after the other.
 
 1. `check` reads every task before anything is trained, so that a bad file is found at once.
-2. `run` trains each (task, seed) whose predictions are not there yet and keeps the predictions.
+2. `run` trains each (task, seed) whose predictions are not there yet and keeps the predictions, after the model where
+   that is asked for.
 3. After each one the metrics are computed anew from the kept predictions and `results.json` is replaced, so
    a kill loses one fine-tuning at most.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError
 from pipeline.evaluation.glue.defaults import default_settings
@@ -33,6 +35,10 @@ class Glue(Task):
         for data in self.data:
             if MNLI_MM in data.missing and MNLI_MM in self.asked and not {"mnli", ALL} & set(self.asked):
                 raise DataError(f"{MNLI_MM}: {data.missing[MNLI_MM]}")
+        if self.request.keep_models:
+            from pipeline.evaluation.kept import check_tokenizer
+
+            check_tokenizer(model)
         self.settings: dict[str, Settings] = {}
         for data in self.data:
             default = default_settings(data.task.name, model.config.hidden_size, self.request.settings.max_length)
@@ -57,17 +63,30 @@ class Glue(Task):
         encoded: EncodedTask | None = None
         for seed in self.request.seeds:
             label = f"{data.task.name}, seed {seed}"
-            if all(store.predictions_path(name, seed).is_file() for name in data.dev):
+            if self._is_done(data, seed, store):
                 print(f"{label}: already done", flush=True)
             else:
                 print(f"{label}: fine-tuning on {len(data.train.examples):,} rows ...", flush=True)
                 start = time.monotonic()
                 encoded = encoded or encode_task(data, model, settings)
-                _keep(data, fine_tune(encoded, model, seed, settings), seed, store)
+                keep = self._keeper(data, seed, model, store) if self.request.keep_models else None
+                _keep(data, fine_tune(encoded, model, seed, settings, keep), seed, store)
                 print(f"{label}: done in {time.monotonic() - start:.0f} s", flush=True)
             for name in data.dev:
                 store.enter_predictions(name, data.task.metrics)
                 store.say(name, seed)
+
+    def _is_done(self, data: TaskData, seed: int, store: ResultStore) -> bool:
+        """Whether the predictions are there and, where it is to be kept, the model."""
+        predicted = all(store.predictions_path(name, seed).is_file() for name in data.dev)
+        return predicted and (not self.request.keep_models or store.model_path(data.task.name, seed).is_dir())
+
+    def _keeper(self, data: TaskData, seed: int, model: "Encoder", store: ResultStore) -> Callable[[Any], None]:
+        """What `fine_tune` hands its model to."""
+        from pipeline.evaluation.kept import keep_model
+
+        output, max_length = store.model_path(data.task.name, seed), self.settings[data.task.name].max_length
+        return lambda classifier: keep_model(classifier, data.task, model, max_length, output)
 
 
 def _keep(data: TaskData, predictions: dict[str, list[int] | list[float]], seed: int, store: ResultStore) -> None:
