@@ -4,7 +4,8 @@
 2. Task latency: milliseconds of a forward pass at batch 1. Task mlm: loss and accuracy on all windows of the shard
    directory --data, or of each one in --data, of --max-length tokens.
 3. Every GLUE task and seed: a new pooler and classifier on the encoder, fine-tuning, predictions on the dev set.
-4. `results.json` with mean, standard deviation and every seed; a table at the end.
+4. `results.json` with mean, standard deviation and every seed; a table at the end. With --predict-test, the zip that
+   the GLUE server takes, by the models of the first seed.
 
 Started again, it goes on where it stopped. It uses one device; under a launcher only rank 0 works.
 """
@@ -19,6 +20,7 @@ if not __package__:
 
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.evaluation.glue.average import glue_average
+from pipeline.evaluation.glue.run import Glue
 from pipeline.evaluation.glue.tasks import WITH_WNLI
 from pipeline.evaluation.results import ResultStore
 from pipeline.evaluation.table import format_table
@@ -45,6 +47,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, help="peak (default: by task and width, 3e-5 to 2e-4)")
     parser.add_argument("--max-length", type=int, default=128, help="tokens of a pair (default: %(default)s)")
     parser.add_argument("--keep-models", action="store_true", help="keep fine-tuned models in models/TASK_SEED/")
+    parser.add_argument(
+        "--predict-test", action="store_true", help="write submission.zip for the GLUE server; keeps models, too"
+    )
     add_launcher_arguments(parser)
     return parser.parse_args()
 
@@ -77,8 +82,12 @@ def main() -> int:
         return EXIT_DONE
     use_one_device()
     settings = AskedSettings(arguments.epochs, arguments.batch_size, arguments.learning_rate, arguments.max_length)
-    request = Request(arguments.model, arguments.data, parse_seeds(arguments.seeds), settings, arguments.keep_models)
+    keep, predict_test = arguments.keep_models or arguments.predict_test, arguments.predict_test
+    request = Request(arguments.model, arguments.data, parse_seeds(arguments.seeds), settings, keep, predict_test)
     tasks = make_tasks(arguments.tasks, request)
+    glue = next((task for task in tasks if isinstance(task, Glue)), None)
+    if predict_test and glue is None:
+        raise UserError("--predict-test: there is no task of GLUE in --tasks")
     if arguments.data != "hub" and not Path(arguments.data).is_dir():
         raise UserError(f"--data {arguments.data}: there is no such directory")
 
@@ -95,6 +104,8 @@ def main() -> int:
         task.run(model, store)
     store.finish(glue_average(store), glue_average(store, WITH_WNLI))
     print(format_table(store))
+    if glue:
+        glue.check_labels(store)
     return EXIT_DONE
 
 

@@ -1,4 +1,4 @@
-"""An evaluation's directory: `predictions/TASK_SEED.jsonl`, `models/TASK_SEED/` and `results.json`.
+"""An evaluation's directory: `results.json`, `predictions/TASK_SEED.jsonl`, `models/TASK_SEED/`, `submission.zip`.
 
 A directory belongs to one model (by the hash of its files) and one set of hyper-parameters (`settings`: those that
 were asked for; `task_settings`: what each fine-tuned task took, its own defaults included); anything else is refused,
@@ -115,6 +115,7 @@ class ResultStore(Results):
             kept = {key: found[key] for key in ("tasks", "not_available")}
             # Without defaults of tasks, all settings stood in `settings`.
             kept["task_settings"] = found.get("task_settings", {})
+            kept |= {key: found[key] for key in ("submission",) if key in found}
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"--output {self._output}: it holds other files; choose an empty directory") from None
         if not same["model_sha256"]:
@@ -171,6 +172,16 @@ class ResultStore(Results):
     def model_path(self, task: str, seed: int) -> Path:
         """Where the model of a fine-tuned task under one seed is kept, if it is."""
         return self._output / "models" / f"{task}_{seed}"
+
+    @property
+    def submission_path(self) -> Path:
+        """Where the zip for the GLUE server lies, if it was asked for."""
+        return self._output / "submission.zip"
+
+    def enter_submission(self, seed: int, constant: Mapping[str, str]) -> None:
+        """Enter the seed whose models made the zip for the GLUE server, and why files in it are constant."""
+        self._document["submission"] = {"seed": seed, "constant": dict(constant)}
+        self._write()
 
     def write_predictions(self, name: str, seed: int, rows: Sequence[tuple[int, float, float]]) -> None:
         """Keep (index, prediction, label) of every dev row: class ids, or values for regression."""

@@ -68,13 +68,14 @@ class AskedSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """What one command asks of its tasks; `data` is a directory or `hub`, `keep_models` is for fine-tuned ones."""
+    """What one command asks of its tasks; `data` is a directory or `hub`, the last two are for GLUE."""
 
     model: Path
     data: str
     seeds: Sequence[int]
     settings: AskedSettings
     keep_models: bool = False
+    predict_test: bool = False
 
 
 class Task(ABC):

@@ -52,22 +52,35 @@ class MissingFileError(DataError):
     """A file of a task that is not there; the only error a second dev set survives."""
 
 
+def find_official(folder: Path, stem: str) -> Path | None:
+    """`STEM.tsv` or `STEM.jsonl`, if it is there.
+
+    Raises:
+        DataError: both are.
+    """
+    return _only([path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()], stem)
+
+
 def find_file(folder: Path, stem: str) -> Path:
     """`STEM.tsv` or `STEM.jsonl`, else the one subset or partition of it.
 
     Raises:
         DataError: there is none, or there are several.
     """
-    found = [path for suffix in SUFFIXES if (path := folder / f"{stem}{suffix}").is_file()]
     patterns = [f"{name}{suffix}" for name in (f"{stem}_subset*", f"partition_{stem}*") for suffix in SUFFIXES]
-    found = found or sorted(path for pattern in patterns for path in folder.glob(pattern))
-    if not found:
+    found = find_official(folder, stem) or _only(sorted(p for pattern in patterns for p in folder.glob(pattern)), stem)
+    if found is None:
         others = f"{stem}.jsonl or {stem}_subset*.tsv"
         raise MissingFileError(f"{folder / stem}.tsv: there is no such file, and no {others} in its place")
+    return found
+
+
+def _only(found: Sequence[Path], stem: str) -> Path | None:
+    """The one file that was found, if any."""
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
-        raise DataError(f"{folder}: {names} are there for the {stem} rows, keep one of them")
-    return found[0]
+        raise DataError(f"{found[0].parent}: {names} are there for the {stem} rows, keep one of them")
+    return found[0] if found else None
 
 
 def read_split(task: GlueTask, path: Path, dev: DevSet | None = None) -> Split:

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError
 from pipeline.evaluation.glue.defaults import default_settings
+from pipeline.evaluation.glue.label_order import refuse_mixed_labels
 from pipeline.evaluation.glue.load import load_task
 from pipeline.evaluation.glue.rows import TaskData
+from pipeline.evaluation.glue.submission import Rows, TestSet, read_test_sets, write_submission
 from pipeline.evaluation.glue.tasks import ALL, GLUE_TASKS, MNLI_MM, SCORED, trained_tasks
 from pipeline.evaluation.results import ResultStore
 from pipeline.evaluation.task import Settings, Task
@@ -39,6 +41,8 @@ class Glue(Task):
             from pipeline.evaluation.kept import check_tokenizer
 
             check_tokenizer(model)
+        if self.request.predict_test:
+            self.tests, self.untested = read_test_sets([data.task.name for data in self.data], self.request.data)
         self.settings: dict[str, Settings] = {}
         for data in self.data:
             default = default_settings(data.task.name, model.config.hidden_size, self.request.settings.max_length)
@@ -55,6 +59,17 @@ class Glue(Task):
         """Fine-tune what is not finished, and say one line about each (task, seed)."""
         for data in self.data:
             self._run_task(data, model, store)
+        if self.request.predict_test:
+            self._predict_test(model, store)
+
+    def check_labels(self, store: ResultStore) -> None:
+        """Look at the finished results.
+
+        Raises:
+            DataError: the labels of a task must have been mixed up.
+        """
+        for data in self.data:
+            refuse_mixed_labels(data, store)
 
     def _run_task(self, data: TaskData, model: "Encoder", store: ResultStore) -> None:
         from pipeline.evaluation.finetune import EncodedTask, encode_task, fine_tune
@@ -87,6 +102,25 @@ class Glue(Task):
 
         output, max_length = store.model_path(data.task.name, seed), self.settings[data.task.name].max_length
         return lambda classifier: keep_model(classifier, data.task, model, max_length, output)
+
+    def _predict_test(self, model: "Encoder", store: ResultStore) -> None:
+        """Write the zip for the GLUE server; files that nothing answers are constant, and that is said."""
+        from pipeline.evaluation.finetune import EncodedRows, predict
+        from pipeline.evaluation.kept import load_kept
+
+        seed = self.request.seeds[0]
+
+        def answer(test: TestSet, rows: Rows) -> list[float]:
+            print(f"{test.name}.tsv: predicting {len(rows):,} rows ...", flush=True)
+            settings = self.settings[test.task]
+            encoded = EncodedRows(rows, model, settings.max_length)
+            return predict(load_kept(store.model_path(test.task, seed)), encoded, model, settings, f"{test.name}.tsv")
+
+        write_submission(store.submission_path, self.tests, answer)
+        for test, reason in self.untested.items():
+            print(f"{test.name}.tsv: the same answer in all rows, {reason}", flush=True)
+        store.enter_submission(seed, {f"{test.name}.tsv": reason for test, reason in self.untested.items()})
+        print(f"{store.submission_path}: by the models of seed {seed}", flush=True)
 
 
 def _keep(data: TaskData, predictions: dict[str, list[int] | list[float]], seed: int, store: ResultStore) -> None:
