@@ -5,7 +5,8 @@
    directory --data, or of each one in --data, of --max-length tokens.
 3. Every GLUE task and seed: a new pooler and classifier on the encoder, fine-tuning, predictions on the dev set. SQuAD
    1.1 and 2.0: the same with a new span head on windows of the context.
-4. `results.json` with mean, standard deviation and every seed; a table at the end.
+4. `results.json` with mean, standard deviation and every seed; a table at the end. With --predict-test, the zip that
+   the GLUE server takes, by the models of the first seed.
 
 Started again, it goes on where it stopped. It uses one device; under a launcher only rank 0 works.
 """
@@ -20,10 +21,12 @@ if not __package__:
 
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.evaluation.glue.average import glue_average
+from pipeline.evaluation.glue.run import Glue
+from pipeline.evaluation.glue.tasks import WITH_WNLI
 from pipeline.evaluation.results import ResultStore
 from pipeline.evaluation.squad.run import LONGEST as SQUAD_LENGTH
 from pipeline.evaluation.table import format_table
-from pipeline.evaluation.task import PAIR_LENGTH, Request, Settings
+from pipeline.evaluation.task import PAIR_LENGTH, AskedSettings, Request
 from pipeline.evaluation.tasks import NAMES, make_tasks
 from pipeline.launch import add_launcher_arguments, only_rank_zero
 
@@ -44,11 +47,15 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where predictions and results go")
     parser.add_argument("--seeds", default="1,2,3", help="comma-separated (default: %(default)s)")
-    parser.add_argument("--epochs", type=float, default=3.0, help="(default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=32, help="sequences (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=3e-5, help="peak (default: %(default)s)")
+    parser.add_argument("--epochs", type=float, help="(default: by task, 3 to 10)")
+    parser.add_argument("--batch-size", type=int, help="sequences (default: 32)")
+    parser.add_argument("--learning-rate", type=float, help="peak (default: by task and width, 3e-5 to 2e-4)")
     parser.add_argument(
         "--max-length", type=int, help=f"tokens of a pair or a window (default: {PAIR_LENGTH}; squad: {SQUAD_LENGTH})"
+    )
+    parser.add_argument("--keep-models", action="store_true", help="keep fine-tuned models in models/TASK_SEED/")
+    parser.add_argument(
+        "--predict-test", action="store_true", help="write submission.zip for the GLUE server; keeps models, too"
     )
     add_launcher_arguments(parser)
     return parser.parse_args()
@@ -81,10 +88,15 @@ def main() -> int:
     if not only_rank_zero():
         return EXIT_DONE
     use_one_device()
-    length = PAIR_LENGTH if arguments.max_length is None else arguments.max_length
-    settings = Settings(arguments.epochs, arguments.batch_size, arguments.learning_rate, length)
-    request = Request(arguments.model, arguments.data, parse_seeds(arguments.seeds), settings, arguments.max_length)
+    length, keep = arguments.max_length, arguments.keep_models or arguments.predict_test
+    asked = (arguments.epochs, arguments.batch_size, arguments.learning_rate)
+    settings = AskedSettings(*asked, PAIR_LENGTH if length is None else length)
+    seeds, predict_test = parse_seeds(arguments.seeds), arguments.predict_test
+    request = Request(arguments.model, arguments.data, seeds, settings, length, keep, predict_test)
     tasks = make_tasks(arguments.tasks, request)
+    glue = next((task for task in tasks if isinstance(task, Glue)), None)
+    if predict_test and glue is None:
+        raise UserError("--predict-test: there is no task of GLUE in --tasks")
     if arguments.data != "hub" and not Path(arguments.data).is_dir():
         raise UserError(f"--data {arguments.data}: there is no such directory")
 
@@ -100,8 +112,10 @@ def main() -> int:
     store.open()
     for task in reversed(tasks):
         task.run(model, store)
-    store.finish(glue_average(store))
+    store.finish(glue_average(store), glue_average(store, WITH_WNLI))
     print(format_table(store))
+    if glue:
+        glue.check_labels(store)
     return EXIT_DONE
 
 

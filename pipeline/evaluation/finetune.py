@@ -6,7 +6,7 @@ same seed on the same machine gives the same predictions.
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,27 +138,20 @@ def trained(
     model: torch.nn.Module, rows: Rows, encoder: Encoder, title: str, seed: int, settings: Settings
 ) -> Iterator[Any]:
     """Train `model` on `rows`; the block gets the `Trainer` with the trained model, under deterministic kernels."""
-    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
-
     steps = math.ceil(settings.epochs * _steps_per_epoch(len(rows), settings))
-    with temporary_folder() as scratch, _deterministic():
-        trainer = Trainer(
-            model=model,
-            args=_arguments(str(scratch), len(rows), seed, settings),
-            train_dataset=rows,
-            data_collator=DataCollatorWithPadding(encoder.tokenizer),
-        )
-        trainer.remove_callback(PrinterCallback)
+    with _trainer(model, encoder, len(rows), seed, settings, rows) as trainer:
         with Progress(title, steps, "steps") as progress:
             trainer.add_callback(_saying(progress))
             trainer.train()
         yield trainer
 
 
-def fine_tune(task: EncodedTask, encoder: Encoder, seed: int, settings: Settings) -> dict[str, list[int] | list[float]]:
+def fine_tune(
+    task: EncodedTask, encoder: Encoder, seed: int, settings: Settings, keep: Callable[[Any], None] | None = None
+) -> dict[str, list[int] | list[float]]:
     """Train on the task and return, for every dev set, the predictions in the order of its rows.
 
-    Predictions are class ids, or values for regression.
+    Predictions are class ids, or values for regression. `keep` gets the model that made them.
 
     Raises:
         UserError: training diverged.
@@ -166,7 +159,40 @@ def fine_tune(task: EncodedTask, encoder: Encoder, seed: int, settings: Settings
     model = fresh_classifier(encoder, task.outputs, seed)
     with trained(model, task.train, encoder, f"{task.name}, seed {seed}", seed, settings) as trainer:
         trainer.args.train_sampling_strategy = "random"  # grouping by length would shuffle the dev rows as well
-        return {name: _predict(trainer, rows, f"{name}, seed {seed}") for name, rows in task.dev.items()}
+        predictions = {name: _predict(trainer, rows, f"{name}, seed {seed}") for name, rows in task.dev.items()}
+    if keep:
+        keep(model)
+    return predictions
+
+
+def predict(model: torch.nn.Module, rows: EncodedRows, encoder: Encoder, settings: Settings, what: str) -> list:
+    """Predictions of a fine-tuned model, as those of `fine_tune`; the labels of `rows` do not matter."""
+    with _trainer(model, encoder, len(rows), 0, settings) as trainer:
+        trainer.args.train_sampling_strategy = "random"
+        return _predict(trainer, rows, what)
+
+
+@contextlib.contextmanager
+def _trainer(
+    model: torch.nn.Module,
+    encoder: Encoder,
+    rows: int,
+    seed: int,
+    settings: Settings,
+    train: Rows | None = None,
+) -> Iterator[Any]:
+    """A silent `Trainer` with deterministic kernels inside the block."""
+    from transformers import DataCollatorWithPadding, PrinterCallback, Trainer
+
+    with temporary_folder() as scratch, _deterministic():
+        trainer = Trainer(
+            model=model,
+            args=_arguments(str(scratch), rows, seed, settings),
+            train_dataset=train,
+            data_collator=DataCollatorWithPadding(encoder.tokenizer),
+        )
+        trainer.remove_callback(PrinterCallback)
+        yield trainer
 
 
 def _saying(progress: Progress) -> Any:

@@ -1,7 +1,8 @@
-"""An evaluation's directory: `predictions/TASK_SEED.jsonl` and `results.json`, which only this module knows.
+"""An evaluation's directory: `results.json`, `predictions/TASK_SEED.jsonl`, `models/TASK_SEED/`, `submission.zip`.
 
-A directory belongs to one model (by the hash of its files) and one set of hyper-parameters; anything else is
-refused, so that no table mixes two. Tasks and seeds may be added by later commands. Every file appears whole:
+A directory belongs to one model (by the hash of its files) and one set of hyper-parameters (`settings`: those that
+were asked for; `task_settings`: what each fine-tuned task took, its own defaults included); anything else is refused,
+so that no table mixes two. Tasks and seeds may be added by later commands. Every file appears whole:
 it is written under a hidden name, synced and renamed. Finished predictions are the memory of a restart, and
 metrics are always computed from them.
 """
@@ -89,14 +90,19 @@ class Results:
 
     @property
     def glue_average(self) -> Summary | None:
-        """The average over the GLUE tasks, where all of them have scores."""
+        """The average over the GLUE tasks without WNLI, where all of them have scores."""
         return self._document.get("glue_average")
+
+    @property
+    def glue_average_with_wnli(self) -> Summary | None:
+        """The same with WNLI."""
+        return self._document.get("glue_average_with_wnli")
 
 
 class ResultStore(Results):
     """The results of a directory that is being written."""
 
-    def __init__(self, output: Path, model: Path, model_sha256: str, settings: dict[str, float]) -> None:
+    def __init__(self, output: Path, model: Path, model_sha256: str, settings: dict[str, float | None]) -> None:
         """Open or prepare; nothing is written yet.
 
         Raises:
@@ -108,6 +114,7 @@ class ResultStore(Results):
                 "model": str(model),
                 "model_sha256": model_sha256,
                 "settings": settings,
+                "task_settings": {},
                 "complete": False,
                 "tasks": {},
                 "not_available": {},
@@ -124,6 +131,9 @@ class ResultStore(Results):
             found = json.loads((self._output / RESULTS).read_text(encoding="utf-8"))
             same = {key: found[key] == self._document[key] for key in ("model_sha256", "settings")}
             kept = {key: found[key] for key in ("tasks", "not_available")}
+            # Without defaults of tasks, all settings stood in `settings`.
+            kept["task_settings"] = found.get("task_settings", {})
+            kept |= {key: found[key] for key in ("submission",) if key in found}
         except (OSError, ValueError, KeyError, TypeError):
             raise UserError(f"--output {self._output}: it holds other files; choose an empty directory") from None
         if not same["model_sha256"]:
@@ -133,6 +143,16 @@ class ResultStore(Results):
                 f"--output {self._output}: it holds results of other hyper-parameters ({found['settings']})"
             )
         self._document.update(kept)
+
+    def settle(self, task: str, settings: dict[str, float]) -> None:
+        """Enter what a task is fine-tuned with.
+
+        Raises:
+            UserError: there are results of the task with other settings.
+        """
+        found = self._document["task_settings"].setdefault(task, settings)
+        if found != settings:
+            raise UserError(f"--output {self._output}: its results for {task} are of other hyper-parameters ({found})")
 
     def begin(self, name: str, data: str, data_sha256: str) -> None:
         """Enter a scored name with the rows it is about.
@@ -182,6 +202,20 @@ class ResultStore(Results):
         """Where the predictions of one scored name under one seed lie."""
         return self._output / "predictions" / f"{name}_{seed}.jsonl"
 
+    def model_path(self, task: str, seed: int) -> Path:
+        """Where the model of a fine-tuned task under one seed is kept, if it is."""
+        return self._output / "models" / f"{task}_{seed}"
+
+    @property
+    def submission_path(self) -> Path:
+        """Where the zip for the GLUE server lies, if it was asked for."""
+        return self._output / "submission.zip"
+
+    def enter_submission(self, seed: int, constant: Mapping[str, str]) -> None:
+        """Enter the seed whose models made the zip for the GLUE server, and why files in it are constant."""
+        self._document["submission"] = {"seed": seed, "constant": dict(constant)}
+        self._write()
+
     def write_predictions(self, name: str, seed: int, rows: Sequence[tuple[int, float, float]]) -> None:
         """Keep (index, prediction, label) of every dev row: class ids, or values for regression."""
         lines = (json.dumps(dict(zip(("index", "prediction", "label"), row, strict=True))) for row in rows)
@@ -229,10 +263,10 @@ class ResultStore(Results):
             shown.append(f"{metric} {UNDEFINED if undefined else format(value, '.4f')}")
         print("  " + "  ".join(shown), flush=True)
 
-    def finish(self, glue_average: Summary | None) -> None:
-        """Mark the results as complete."""
-        if glue_average is not None:
-            self._document["glue_average"] = glue_average
+    def finish(self, glue_average: Summary | None, with_wnli: Summary | None = None) -> None:
+        """Keep the averages that there are, and mark the results as complete."""
+        averages = {"glue_average": glue_average, "glue_average_with_wnli": with_wnli}
+        self._document |= {name: average for name, average in averages.items() if average is not None}
         self._document["complete"] = True
         self._write()
 

@@ -1,6 +1,8 @@
 """What the user sees at the end: all scores in an output directory."""
 
-from pipeline.evaluation.glue.tasks import GLUE, MNLI_MM, SCORED
+from collections.abc import Sequence
+
+from pipeline.evaluation.glue.tasks import GLUE, MNLI_MM, SCORED, WITH_WNLI
 from pipeline.evaluation.metrics import UNDEFINED
 from pipeline.evaluation.results import Results, Summary
 from pipeline.records import markdown_table
@@ -15,14 +17,17 @@ def format_table(results: Results) -> str:
             rows.append([f"{name} {metric}", *numbers(summary), about])
     rows += [[name, "not available", "", reason] for name, reason in results.not_available.items()]
     if results.glue_average is not None:
-        rows.append(["glue average", *numbers(results.glue_average), _average_note(results)])
+        rows.append(["glue average", *numbers(results.glue_average), _average_note(results, GLUE)])
+    if results.glue_average_with_wnli is not None:
+        note = _average_note(results, WITH_WNLI)
+        rows.append(["glue average with wnli", *numbers(results.glue_average_with_wnli), note])
     return markdown_table(["score", "mean ± std", "seeds", "data"], rows)
 
 
-def _average_note(results: Results) -> str:
-    """What a reader of the GLUE average must know."""
-    notes = [] if all(results.data(name) == "full" for name in GLUE) else ["not all data is full"]
-    if any("undefined" in summary for name in (*GLUE, MNLI_MM) for summary in results.scores(name).values()):
+def _average_note(results: Results, names: Sequence[str]) -> str:
+    """What a reader of the average over `names` must know."""
+    notes = [] if all(results.data(name) == "full" for name in names) else ["not all data is full"]
+    if any("undefined" in summary for name in (*names, MNLI_MM) for summary in results.scores(name).values()):
         notes.append("a score in it is undefined and counts as 0")
     return "; ".join(notes)
 

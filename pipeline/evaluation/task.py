@@ -6,7 +6,7 @@ Nothing here is heavy, so that a mistake on the command line is said at once.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -25,17 +25,28 @@ PAIR_LENGTH = 128
 
 @dataclass(frozen=True)
 class Settings:
-    """Hyper-parameters; `max_length` in tokens of the whole pair, special tokens included."""
+    """Hyper-parameters of one task; `max_length` in tokens of the whole pair, special tokens included."""
 
     epochs: float
     batch_size: int
     learning_rate: float
     max_length: int
 
+
+@dataclass(frozen=True)
+class AskedSettings:
+    """The hyper-parameters of the command line; None where the default of each task stands."""
+
+    epochs: float | None
+    batch_size: int | None
+    learning_rate: float | None
+    max_length: int
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} must be greater than 0, not {value}")
         if self.max_length < 8:
             raise UserError(f"--max-length must be at least 8 tokens, not {self.max_length}")
 
@@ -48,7 +59,11 @@ class Settings:
         if self.max_length > positions:
             raise UserError(f"--max-length {self.max_length} is more than the model's {positions} positions")
 
-    def record(self) -> dict[str, float]:
+    def over(self, default: Settings) -> Settings:
+        """What was asked for, and `default` where nothing was."""
+        return replace(default, **{name: value for name, value in asdict(self).items() if value is not None})
+
+    def record(self) -> dict[str, float | None]:
         """All hyper-parameters as `results.json` keeps them, the fixed ones included."""
         return {**asdict(self), "warmup": WARMUP, "weight_decay": WEIGHT_DECAY}
 
@@ -58,14 +73,16 @@ class Request:
     """What one command asks of its tasks.
 
     `data` is a directory or `hub`; `max_length` is None where each task is to use its own default, which `settings` has
-    for sentence pairs.
+    for sentence pairs; the last two are for GLUE.
     """
 
     model: Path
     data: str
     seeds: Sequence[int]
-    settings: Settings
+    settings: AskedSettings
     max_length: int | None = None
+    keep_models: bool = False
+    predict_test: bool = False
 
 
 class Task(ABC):

@@ -127,11 +127,11 @@ def test_restart_repeats_only_what_is_missing(run, tmp_path, monkeypatch):
     calls = []
     whole = finetune.fine_tune
 
-    def killed_at_seed_2(task, encoder, seed, settings):
+    def killed_at_seed_2(task, encoder, seed, settings, keep):
         calls.append((task.name, seed))
         if seed == 2:
             raise KeyboardInterrupt
-        return whole(task, encoder, seed, settings)
+        return whole(task, encoder, seed, settings, keep)
 
     monkeypatch.setattr(finetune, "fine_tune", killed_at_seed_2)
     with pytest.raises(KeyboardInterrupt):

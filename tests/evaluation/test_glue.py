@@ -9,7 +9,7 @@ from pipeline.errors import DataError
 from pipeline.evaluation.glue import hub as glue_hub
 from pipeline.evaluation.glue.average import glue_average
 from pipeline.evaluation.glue.load import load_task
-from pipeline.evaluation.glue.tasks import GLUE, GLUE_TASKS, trained_tasks
+from pipeline.evaluation.glue.tasks import GLUE, GLUE_TASKS, WITH_WNLI, trained_tasks
 from pipeline.evaluation.metrics import compute, summarise
 from pipeline.evaluation.results import Results
 from pipeline.evaluation.table import format_table
@@ -147,7 +147,7 @@ def test_full_means_official_file_and_official_count(tmp_path):
     subset = load_task(GLUE_TASKS["wnli"], str(tmp_path)).describe("wnli")
     assert subset.startswith("train: train_subset1k.tsv, 635 rows (official: 635)")
     write_task(tmp_path, "wnli", rows, "train_subset2k")
-    with pytest.raises(DataError, match="several in its place"):
+    with pytest.raises(DataError, match=r"train_subset1k\.tsv and train_subset2k\.tsv are there for the train rows"):
         load_task(GLUE_TASKS["wnli"], str(tmp_path))
 
 
@@ -213,8 +213,17 @@ def test_summary_and_average():
     assert average["mean"] == pytest.approx((6 * 0.5 + 0.7 + 0.6) / 8)
     table = format_table(Results({"tasks": tasks, "not_available": {}, "glue_average": average}))
     assert table.splitlines()[-1].replace("|", "").split() == ["glue", "average", "0.5375", "±", "0.0000", "1"]
+    tasks["wnli"] = {"data": "wnli rows", "accuracy": summarise({1: 0.2, 2: 0.3})}
+    with_wnli = glue_average(Results({"tasks": tasks}), WITH_WNLI)
+    assert with_wnli["seeds"] == {"1": pytest.approx((6 * 0.5 + 0.7 + 0.6 + 0.2) / 9)}
+    assert glue_average(Results({"tasks": tasks})) == average
+    averages = {"glue_average": average, "glue_average_with_wnli": with_wnli}
+    last = format_table(Results({"tasks": tasks, "not_available": {}, **averages})).splitlines()[-2:]
+    assert "not all data is full" in last[1] and "not all data is full" not in last[0]
+    assert last[1].replace("|", "").split()[:5] == ["glue", "average", "with", "wnli", "0.5000"]
     del tasks["rte"]
     assert glue_average(Results({"tasks": tasks})) is None
+    assert glue_average(Results({"tasks": tasks}), WITH_WNLI) is None
 
 
 REAL_ROWS = {

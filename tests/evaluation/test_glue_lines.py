@@ -1,5 +1,7 @@
 """Blank lines in GLUE files: at the end they are nothing, elsewhere they are a mistake with a line number."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from pipeline.errors import DataError
@@ -7,8 +9,9 @@ from pipeline.evaluation.glue.load import load_task
 from pipeline.evaluation.glue.run import Glue
 from pipeline.evaluation.glue.tasks import GLUE_TASKS
 from pipeline.evaluation.results import ResultStore
-from pipeline.evaluation.task import Request, Settings
+from pipeline.evaluation.task import AskedSettings, Request
 
+MODEL = SimpleNamespace(config=SimpleNamespace(hidden_size=16))
 ENDINGS = [b"\n", b"\r\n", b"\n\n\n", b"\r\n\r\n", b" \n", b"\t\n", b"  "]
 
 
@@ -58,9 +61,9 @@ def test_a_file_of_blank_lines_has_no_rows(tmp_path):
 
 
 def glue(asked, root, output):
-    settings = Settings(1.0, 8, 1e-3, 16)
+    settings = AskedSettings(1.0, 8, 1e-3, 16)
     task = Glue(asked, Request(root / "model", str(root), [1], settings))
-    task.check(None, ResultStore(output, root / "model", "0", settings.record()))
+    task.check(MODEL, ResultStore(output, root / "model", "0", settings.record()))
     return task
 
 

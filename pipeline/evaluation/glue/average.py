@@ -1,4 +1,6 @@
-"""The GLUE average of an evaluation."""
+"""The GLUE averages of an evaluation: over the eight tasks of `GLUE`, and over all nine."""
+
+from collections.abc import Sequence
 
 from pipeline.evaluation.glue.tasks import GLUE, GLUE_TASKS, MNLI_MM
 from pipeline.evaluation.metrics import summarise
@@ -18,16 +20,16 @@ def task_score(results: Results, name: str, seed: str) -> float:
     return sum(values) / len(values)
 
 
-def glue_average(results: Results) -> Summary | None:
-    """The unweighted mean over the eight tasks of `GLUE`, seed by seed, then mean and std over the seeds.
+def glue_average(results: Results, names: Sequence[str] = GLUE) -> Summary | None:
+    """The unweighted mean over `names`, seed by seed, then mean and std over the seeds.
 
     This is the convention of the benchmark itself (Wang et al. 2018, section 3: metrics averaged within a
-    task first) without WNLI. Seeds that some task lacks are left out; None when no seed has all eight.
+    task first). Seeds that some task lacks are left out; None when no seed has all of them.
     """
     averages: dict[int, float] = {}
     for seed in results.scores("cola").get("matthews", {}).get("seeds", {}):
         try:
-            averages[int(seed)] = sum(task_score(results, name, seed) for name in GLUE) / len(GLUE)
+            averages[int(seed)] = sum(task_score(results, name, seed) for name in names) / len(names)
         except KeyError:
             continue
     return summarise(averages) if averages else None

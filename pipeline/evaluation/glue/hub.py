@@ -15,17 +15,30 @@ def load(task: GlueTask) -> TaskData:
     Raises:
         DataError: the hub does not hand them over, or a label is no class of the task.
     """
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        splits = datasets.load_dataset(HUB_NAME, task.name)
-    except (OSError, ValueError) as error:
-        raise DataError(f"hub: {HUB_NAME}, {task.name} could not be loaded ({first_line(error)})") from error
+    splits = _load(task.name)
     train = convert(task, splits["train"], "train")
     return TaskData(
         task, train, {dev.name: convert(task, splits[dev.hub_split], dev.hub_split) for dev in task.dev_sets}
     )
+
+
+def load_texts(task: GlueTask, config: str, split: str) -> list[tuple[str, ...]]:
+    """The texts of an unlabelled split, for a model of `task`.
+
+    Raises:
+        DataError: the hub does not hand it over.
+    """
+    return [tuple(row[column] for column in task.hub_columns) for row in _load(config)[split]]
+
+
+def _load(config: str) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(HUB_NAME, config)
+    except (OSError, ValueError) as error:
+        raise DataError(f"hub: {HUB_NAME}, {config} could not be loaded ({first_line(error)})") from error
 
 
 def convert(task: GlueTask, split: Any, name: str) -> Split:
@@ -35,6 +48,6 @@ def convert(task: GlueTask, split: Any, name: str) -> Split:
         label = row["label"]
         if not task.regression and not 0 <= label < len(task.classes):
             raise DataError(f"hub: {HUB_NAME}, {task.name}, {name}, row {index}: label {label} is no class")
-        texts = tuple(row[column] for column in task.hub_texts or task.texts)
+        texts = tuple(row[column] for column in task.hub_columns)
         examples.append(Example(index, texts, float(label) if task.regression else int(label)))
     return Split(examples, f"hub split {name}")

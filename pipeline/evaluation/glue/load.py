@@ -1,8 +1,8 @@
-"""A GLUE task from wherever its rows are: a directory of TSV files (`tsv`) or the hub (`hub`)."""
+"""A GLUE task from wherever its rows are: a directory (`folder`) or the hub (`hub`)."""
 
 from pathlib import Path
 
-from pipeline.evaluation.glue import hub, tsv
+from pipeline.evaluation.glue import folder, hub
 from pipeline.evaluation.glue.rows import FULL, Split, TaskData
 from pipeline.evaluation.glue.tasks import GlueTask
 
@@ -15,7 +15,7 @@ def load_task(task: GlueTask, source: str) -> TaskData:
     Raises:
         DataError: files are missing or malformed; the sentence names the file and the line.
     """
-    data = hub.load(task) if source == HUB else tsv.load(task, Path(source))
+    data = hub.load(task) if source == HUB else folder.load(task, Path(source))
     if task.name == "qqp":
         _drop_overlap(data)
     return data

@@ -8,15 +8,17 @@
 
 import json
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import UserError
+from pipeline.evaluation.defaults import default_settings
 from pipeline.evaluation.results import ResultStore
 from pipeline.evaluation.squad.load import load_squad
 from pipeline.evaluation.squad.questions import VERSIONS, SquadData, acceptable
 from pipeline.evaluation.squad.score import apply_threshold, best_v2, score_v1, score_v2
-from pipeline.evaluation.task import Task
+from pipeline.evaluation.task import Settings, Task
 
 if TYPE_CHECKING:
     from pipeline.evaluation.encoder import Encoder
@@ -40,9 +42,15 @@ class Squad(Task):
         self.length = self.request.max_length or min(LONGEST, model.config.max_position_embeddings)
         self.trained_length = trained_length(self.request.model)
         self.data = [load_squad(VERSIONS[name], self.request.data) for name in dict.fromkeys(self.asked)]
+        self.settings = {data.version.name: self._settings(data.version.name, model) for data in self.data}
         for data in self.data:
+            store.settle(data.version.name, asdict(self.settings[data.version.name]))
             store.begin(data.version.name, data.describe(), data.fingerprint())
             store.mark_length(data.version.name, self.length, self.trained_length)
+
+    def _settings(self, name: str, model: "Encoder") -> Settings:
+        asked = self.request.settings.over(default_settings(name, model.config.hidden_size, self.length))
+        return replace(asked, max_length=self.length)
 
     def run(self, model: "Encoder", store: ResultStore) -> None:
         """Fine-tune what is not finished, and say one line about each (version, seed)."""
@@ -66,7 +74,7 @@ class Squad(Task):
                 print(f"{label}: fine-tuning on {len(data.train.rows):,} questions ...", flush=True)
                 start = time.monotonic()
                 encoded = encoded or encode_squad(data, model, self.length)
-                keep(data, *answer(encoded, model, seed, self.request.settings), seed, store)
+                keep(data, *answer(encoded, model, seed, self.settings[name]), seed, store)
                 print(f"{label}: done in {time.monotonic() - start:.0f} s", flush=True)
             store.enter(name, score(data, store))
             store.say(name, seed)

@@ -1,0 +1,73 @@
+"""What tasks are fine-tuned with: a default for each, what was asked for before it, and one set for a directory."""
+
+import json
+import re
+from dataclasses import asdict
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.evaluation.defaults import default_settings
+from pipeline.evaluation.glue.tasks import GLUE_TASKS
+from pipeline.evaluation.results import ResultStore
+from pipeline.evaluation.task import AskedSettings, Settings
+from tests.support import ROOT
+
+NOTHING = AskedSettings(None, None, None, 128)
+ALL = AskedSettings(3.0, 32, 3e-5, 128)
+
+
+def test_every_task_has_a_default_and_narrow_models_a_higher_rate():
+    assert default_settings("mrpc", 384, 128) == Settings(4.0, 32, 2e-4, 128)
+    assert default_settings("sst2", 192, 64) == Settings(3.0, 32, 1e-4, 64)
+    assert default_settings("mnli", 516, 128).learning_rate == 5e-5
+    for name in GLUE_TASKS:
+        rates = [default_settings(name, width, 128).learning_rate for width in (192, 384, 385, 516, 577, 768)]
+        assert rates == sorted(rates, reverse=True) and 1e-4 <= rates[0] == rates[1] <= 3e-4 and rates[-1] == 3e-5
+
+
+def test_the_documents_table_is_what_is_used():
+    text = (ROOT / "docs" / "formats.md").read_text()
+    rows = re.findall(r"^\| ([a-z0-9_, ]+) \| (\d+) \| 32 \| (\S+) \| (\S+) \| (\S+) \|$", text, re.MULTILINE)
+    stated = {name: (float(epochs), *map(float, rates)) for names, epochs, *rates in rows for name in names.split(", ")}
+    used = {name: [default_settings(name, width, 128) for width in (384, 576, 577)] for name in GLUE_TASKS}
+    assert stated == {
+        name: (settings[0].epochs, *(each.learning_rate for each in settings)) for name, settings in used.items()
+    }
+
+
+def test_what_was_asked_for_wins():
+    default = Settings(4.0, 32, 2e-4, 128)
+    assert NOTHING.over(default) == default
+    assert AskedSettings(None, 8, None, 64).over(default) == Settings(4.0, 8, 2e-4, 64)
+    assert ALL.over(default) == Settings(3.0, 32, 3e-5, 128)
+
+
+def test_a_directory_belongs_to_one_set(tmp_path):
+    def store(asked):
+        return ResultStore(tmp_path / "out", tmp_path / "model", "0", asked.record())
+
+    first = store(NOTHING)
+    first.settle("mrpc", asdict(default_settings("mrpc", 384, 128)))
+    first.open()
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert found["settings"]["epochs"] is None and found["settings"]["max_length"] == 128
+    assert found["task_settings"] == {
+        "mrpc": {"epochs": 4.0, "batch_size": 32, "learning_rate": 2e-4, "max_length": 128}
+    }
+    again = store(NOTHING)
+    again.settle("mrpc", asdict(default_settings("mrpc", 384, 128)))
+    again.settle("rte", asdict(default_settings("rte", 384, 128)))
+    with pytest.raises(UserError, match="its results for mrpc are of other hyper-parameters"):
+        again.settle("mrpc", asdict(Settings(3.0, 32, 2e-4, 128)))  # the default of another version
+    with pytest.raises(UserError, match="other hyper-parameters"):
+        store(ALL)
+
+
+def test_a_directory_from_before_the_defaults_goes_on_with_its_settings_given(tmp_path):
+    old = {"epochs": 3.0, "batch_size": 32, "learning_rate": 3e-5, "max_length": 128, "warmup": 0.1}
+    found = {"model": "m", "model_sha256": "0", "settings": {**old, "weight_decay": 0.01}}
+    (tmp_path / "results.json").write_text(json.dumps({**found, "tasks": {}, "not_available": {}}))
+    ResultStore(tmp_path, tmp_path, "0", ALL.record()).settle("rte", asdict(ALL.over(Settings(10.0, 32, 2e-4, 128))))
+    with pytest.raises(UserError, match="other hyper-parameters"):
+        ResultStore(tmp_path, tmp_path, "0", NOTHING.record())
