@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.defaults import default_settings
 from pipeline.evaluation.glue.tasks import GLUE_TASKS
 from pipeline.evaluation.results import ResultStore
+from pipeline.evaluation.squad.questions import VERSIONS
 from pipeline.evaluation.task import AskedSettings, Settings
 from tests.support import ROOT
 
@@ -30,7 +31,9 @@ def test_the_documents_table_is_what_is_used():
     text = (ROOT / "docs" / "formats.md").read_text()
     rows = re.findall(r"^\| ([a-z0-9_, ]+) \| (\d+) \| 32 \| (\S+) \| (\S+) \| (\S+) \|$", text, re.MULTILINE)
     stated = {name: (float(epochs), *map(float, rates)) for names, epochs, *rates in rows for name in names.split(", ")}
-    used = {name: [default_settings(name, width, 128) for width in (384, 576, 577)] for name in GLUE_TASKS}
+    used = {
+        name: [default_settings(name, width, 128) for width in (384, 576, 577)] for name in (*GLUE_TASKS, *VERSIONS)
+    }
     assert stated == {
         name: (settings[0].epochs, *(each.learning_rate for each in settings)) for name, settings in used.items()
     }
