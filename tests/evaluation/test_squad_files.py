@@ -77,6 +77,9 @@ FAULTS = {
     "same id": (lambda f, p, q: q.update(id="b"), "question b: an earlier question has the same id"),
     "no question": (lambda f, p, q: q.pop("question"), "question a: it has no 'question'"),
     "blank question": (lambda f, p, q: q.update(question=" \n"), "question a: its question is blank"),
+    "half a character": (lambda f, p, q: q.update(question="x \ud83d ?"), "a: its question has '\\ud83d', half of a"),
+    "half elsewhere": (lambda f, p, q: p.update(context="x y \udfff"), "a: its context has '\\udfff', half of a"),
+    "blank id": (lambda f, p, q: q.update(id=""), "its id is blank"),
     "blank context": (lambda f, p, q: p.update(context=""), "question a: its context is blank"),
     "no context": (lambda f, p, q: p.pop("context"), "data[0].paragraphs[0]: it has no 'context'"),
     "no qas": (lambda f, p, q: p.pop("qas"), "data[0].paragraphs[0]: it has no 'qas'"),
@@ -113,7 +116,8 @@ def refused(path, version, words):
         (b'{"data":\n [1,]}', ", line 2, column 5: it is no JSON"),
         (b"", ", line 1, column 1: it is no JSON"),
         (b"[]", "an object with 'data' was expected"),
-        (b"[" * 100_000, "no"),
+        (b"[" * 100_000, ": it cannot be read as JSON ("),
+        (b'{"data": ' + b"1" * 5000 + b"}", ": it cannot be read as JSON ("),
     ],
 )
 def test_what_is_no_file_of_squad(tmp_path, content, words):

@@ -55,8 +55,8 @@ def read_file(version: Version, path: Path, official: int) -> Questions:
         raise DataError(f"{path}: byte {error.start} is not utf-8") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}, line {error.lineno}, column {error.colno}: it is no JSON ({error.msg})") from None
-    except RecursionError:
-        raise DataError(f"{path}: it is no SQuAD file, its JSON is nested too deep") from None
+    except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+        raise DataError(f"{path}: it cannot be read as JSON ({first_line(error)})") from None
     return collect(_questions(version, document, str(path)), str(path), official)
 
 

@@ -2,12 +2,17 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import DataError
 from pipeline.evaluation.glue.rows import FULL
+
+
+HALF = re.compile("[\ud800-\udfff]")
+"""What JSON can write and utf-8 cannot."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,11 @@ def make_question(
             text is blank; the sentence begins with `where`.
     """
     question = Question(name, text, context, tuple(answers))
-    for what, content in (("context", context), ("question", text)):
+    for what, content in (("context", context), ("question", text), ("id", name)):
         if not content.strip():
             raise DataError(f"{where}: its {what} is blank")
+        if half := HALF.search(content):
+            raise DataError(f"{where}: its {what} has {half[0]!r}, half of a pair that makes a character")
     for start, answer in question.answers:
         if not answer.strip():
             raise DataError(f"{where}: an answer is blank")
