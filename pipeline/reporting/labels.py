@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-GAP, STEP, FARTHEST = 8.0, 6.0, 120.0
-"""Between a point and its name, between places that are tried, and as far as a name may move up or down, in points."""
+GAP, STEP = 8.0, 4.0
+"""Between a point and its name, and between places that are tried, in points."""
 WEIGHTS = {"name": 1000.0, "outside": 1000.0, "mark": 20.0, "other side": 4.0}
 """How many points of distance it is worth not to do this."""
 
@@ -61,7 +61,7 @@ def place(
 def _places(x: float, y: float, width: float, height: float, inside: Box) -> Iterator[tuple[float, Box]]:
     """Boxes that are tried for one name, each with how far from the best place it is."""
     rightward = x < (inside.left + inside.right) / 2
-    for step in range(int(FARTHEST / STEP) + 1):
+    for step in range(int((inside.high - inside.low) / STEP) + 1):
         for up in {step * STEP, -step * STEP}:
             for right in (True, False):
                 left = x + GAP if right else x - GAP - width
