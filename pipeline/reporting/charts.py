@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from pipeline.reporting.comparison import frontier
+from pipeline.reporting.labels import Box, place
 from pipeline.reporting.plots import Colours, draw_curves
 from pipeline.reporting.summaries import RunSummary
 
@@ -30,9 +31,9 @@ STYLE: dict[Any, Any] = {
     "xtick.color": "#555",
     "ytick.color": "#555",
 }
-LINE_HEIGHT = 12.0
-"""Between two names in a chart, in points."""
-LONGEST_NAME = 26
+LINE_HEIGHT, CHARACTER, MARK = 12.0, 6.2, 4.0
+"""In points: of a name in a chart, of the width of one of its characters, and half of the width of a point's mark."""
+LONGEST_NAME = 22
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,9 @@ def svg(title: str, draw: Callable[[Axes, Figure], object], size: tuple[float, f
 
 
 def short(name: str) -> str:
-    """A name that fits into a chart."""
-    return name if len(name) <= LONGEST_NAME else name[: LONGEST_NAME - 1] + "…"
+    """A name that fits into a chart; often it is its end that tells it from others."""
+    half = LONGEST_NAME // 2
+    return name if len(name) <= LONGEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
 
 
 def tradeoff(title: str, points: Sequence[Point], cost: str, quality: str, lower: bool) -> str:
@@ -106,54 +108,39 @@ def tradeoff(title: str, points: Sequence[Point], cost: str, quality: str, lower
 
 
 def name_points(axis: Axes, figure: Figure, points: Sequence[Point]) -> None:
-    """Write every name beside its point, towards the middle of the chart, and none over another."""
+    """Write every name beside its point, with a line to it where it had to move."""
     figure.draw_without_rendering()  # places the axes, which decides where points are
     scale = 72 / figure.dpi
-    places = [scale * axis.transData.transform((p.cost, p.quality)) for p in points]
-    low, high = scale * axis.bbox.y0, scale * axis.bbox.y1
-    middle = scale * (axis.bbox.x0 + axis.bbox.x1) / 2
-    # Where a bar goes to the sides, the name stands above it.
-    wanted = [float(place[1]) + (LINE_HEIGHT if p.cost_std else 0) for place, p in zip(places, points, strict=True)]
-    for right in (True, False):
-        side = sorted((n for n, place in enumerate(places) if (place[0] < middle) == right), key=wanted.__getitem__)
-        heights = spread_out([wanted[n] for n in side], LINE_HEIGHT, low, high)
-        for n, height in zip(side, heights, strict=True):
-            name_point(axis, points[n], height - float(places[n][1]), right, abs(height - wanted[n]) > LINE_HEIGHT / 4)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        left, up = scale * axis.transData.transform((x, y))
+        return float(left), float(up)
+
+    centres = [at(p.cost, p.quality) for p in points]
+    marks = [Box(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in centres]
+    for p, (x, y) in zip(points, centres, strict=True):
+        across, up = at(p.cost + p.cost_std, p.quality + p.quality_std)
+        marks += [Box(2 * x - across, y - 1, across, y + 1), Box(x - 1, 2 * y - up, x + 1, up)]
+    inside = Box(*(scale * side for side in axis.bbox.extents))
+    boxes = place(centres, [CHARACTER * len(short(p.name)) for p in points], LINE_HEIGHT, marks, inside)
+    for p, centre, box in zip(points, centres, boxes, strict=True):
+        name_point(axis, p, centre, box)
 
 
-def name_point(axis: Axes, point: Point, up: float, right: bool, moved: bool) -> None:
-    """Write the name of one point to its right or left, `up` points higher, with a line to it where it was moved."""
-    line = {"arrowstyle": "-", "color": "#999", "linewidth": 0.7}
+def name_point(axis: Axes, point: Point, centre: tuple[float, float], box: Box) -> None:
+    """Write the name of one point into a box, which is where it is among the coordinates of its centre."""
+    up, right = (box.low + box.high) / 2 - centre[1], box.left > centre[0]
+    line = {"arrowstyle": "-", "color": "#999", "linewidth": 0.7, "relpos": (0 if right else 1, 0.5)}
     axis.annotate(
         short(point.name),
         (point.cost, point.quality),
-        xytext=((1 if right else -1) * (16 if moved else 2 if point.cost_std else 8), up),
+        xytext=((box.left if right else box.right) - centre[0], up),
         textcoords="offset points",
         ha="left" if right else "right",
         va="center",
         color="#222",
-        arrowprops=line if moved else None,
+        arrowprops=line if abs(up) > LINE_HEIGHT else None,
     )
-
-
-def spread_out(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Heights near the wanted ones (in rising order), `gap` apart and between `low` and `high`."""
-    placed: list[list[float]] = []
-    for height in wanted:
-        placed.append([height])
-        # Names that touch become one block around the middle of where they want to be.
-        while len(placed) > 1 and _block(placed[-2], gap)[1] + gap > _block(placed[-1], gap)[0]:
-            last = placed.pop()
-            placed[-1] += last
-    heights = [start + gap * n for block in placed for start in [_block(block, gap)[0]] for n in range(len(block))]
-    over = max(0.0, max(heights, default=high) - high)
-    return [max(low + gap * n, height - over) for n, height in enumerate(heights)]
-
-
-def _block(wanted: Sequence[float], gap: float) -> tuple[float, float]:
-    """Where the lowest and the highest of names that follow each other stand."""
-    middle, half = sum(wanted) / len(wanted), gap * (len(wanted) - 1) / 2
-    return middle - half, middle + half
 
 
 def curves(runs: Sequence[RunSummary], colours: Colours) -> str:

@@ -130,7 +130,7 @@ def tradeoffs(models: Sequence[Model], colours: Colours) -> str:
         by_size = [_point(m, s, Score(m.shape.parameters, 0.0, 1), colours) for m, s in scored]
         by_time = [_point(m, s, time, colours) for m, s in scored if (time := m.milliseconds)]
         for points, cost, word in ((by_size, "parameters", "size"), (by_time, "milliseconds", "latency")):
-            if points:
+            if len(points) > 1:
                 said = f"{task}: {metric} against {word}"
                 drawn.append((tradeoff(said, points, cost, quality, lower), escape(said)))
     if not drawn:

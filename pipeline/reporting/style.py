@@ -14,7 +14,7 @@ h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 .note { margin: .5rem 0; max-width: 46rem; }
 /* A shadow at the right says that there is more of a table. */
 .scroll { overflow-x: auto; max-width: 100%; margin: 0 0 1.2rem;
-  background: linear-gradient(to left, white 30%, transparent) right / 2.5rem 100% no-repeat local,
+  background: linear-gradient(to left, white 40%, transparent) right / 2.5rem 100% no-repeat local,
     linear-gradient(to left, #0003, transparent) right / .8rem 100% no-repeat; }
 .tables { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: flex-start; }
 .tables .scroll { flex: 0 1 auto; }

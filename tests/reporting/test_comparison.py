@@ -1,11 +1,11 @@
 """What the report's page says of models beside each other: noise, trade-offs, the verdict."""
 
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 
-from pipeline.reporting.charts import spread_out
 from pipeline.reporting.comparison import (
     Score,
     distinct_names,
@@ -14,6 +14,7 @@ from pipeline.reporting.comparison import (
     models_of,
     pairs_within_noise,
 )
+from pipeline.reporting.labels import Box, place
 from pipeline.reporting.summaries import EvaluationSummary, RunSummary
 from pipeline.reporting.verdict import caveat, verdict
 from tests.reporting.demo_records import write_demo
@@ -55,11 +56,23 @@ def test_names_take_as_many_parts_as_tell_them_apart():
     assert list(distinct_names(paths).values()) == ["a/x/student", "b/x/student", "teacher"]
 
 
-def test_names_in_a_chart_keep_their_distance():
-    assert spread_out([10, 50], 12, 0, 100) == [10, 50]
-    assert spread_out([10, 12, 50], 12, 0, 100) == [5, 17, 50]
-    crowded = spread_out([98, 99, 100, 100], 12, 0, 100)
-    assert crowded == [64, 76, 88, 100]
+def test_names_in_a_chart_stand_beside_their_points_and_over_no_other():
+    inside = Box(0, 0, 300, 200)
+    alone = place([(50, 100), (250, 20)], [60, 60], 12, [], inside)
+    assert alone == [Box(58, 94, 118, 106), Box(182, 14, 242, 26)]
+    # Nine names of points that almost coincide, at an edge, and two on the other side at the same height.
+    points = [(20 + n / 10, 195 - n / 5) for n in range(9)] + [(280, 195), (280, 190)]
+    marks = [Box(x - 4, y - 4, x + 4, y + 4) for x, y in points]
+    boxes = place(points, [130] * len(points), 12, marks, inside)
+    assert all(box.within(inside) for box in boxes)
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+    assert not any(box.overlaps(mark) for box in boxes for mark in marks)
+
+
+def test_a_name_gives_way_to_a_bar():
+    inside, bar = Box(0, 0, 300, 200), Box(30, 99, 90, 101)
+    (box,) = place([(60, 100)], [50], 12, [bar], inside)
+    assert not box.overlaps(bar) and box.within(inside)
 
 
 def read(runs, evaluations):

@@ -160,7 +160,8 @@ def test_a_page_of_runs_alone_and_of_evaluations_alone(tmp_path):
     alone = page(*read([run], []), MADE_WITH)
     assert assert_self_contained(alone).found["svg"] == 1 and "Scores" not in alone and "abc123" in alone
     evaluation = write_evaluation(tmp_path / "student", 16, 4.0, {"1": 0.79, "2": 0.81})
-    other = page(*read([], [evaluation]), MADE_WITH)
+    second = write_evaluation(tmp_path / "teacher", 32, 3.5, {"1": 0.79, "2": 0.81})
+    other = page(*read([], [evaluation, second]), MADE_WITH)
     # Without a latency there are no charts against it, and the page says how to get them.
     assert assert_self_contained(other).found["svg"] == 3 and "--tasks latency" in other and "Training" not in other
 
