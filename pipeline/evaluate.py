@@ -2,7 +2,8 @@
 
 1. Read arguments, model and all data, and check that everything fits, the output directory included.
 2. Task latency: milliseconds of a forward pass at batch 1. Task mlm: loss and accuracy on all windows of the shard
-   directory --data, or of each one in --data, of --max-length tokens.
+   directory --data, or of each one in --data, of --max-length tokens. Task attention: on the same text, how far the
+   attention of every head is from --teacher's, beside --controls; also in `attention.json` and `attention.png`.
 3. Every GLUE task and seed: a new pooler and classifier on the encoder, fine-tuning, predictions on the dev set.
 4. `results.json` with mean, standard deviation and every seed; a table at the end.
 
@@ -43,6 +44,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32, help="sequences (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=3e-5, help="peak (default: %(default)s)")
     parser.add_argument("--max-length", type=int, default=128, help="tokens of a pair (default: %(default)s)")
+    parser.add_argument("--teacher", type=Path, metavar="DIR", help="the model that task attention compares with")
+    parser.add_argument(
+        "--controls",
+        default="",
+        metavar="scratch=DIR,slice=DIR",
+        help="for task attention: a model trained from scratch, and a student whose untrained slice is rebuilt",
+    )
     add_launcher_arguments(parser)
     return parser.parse_args()
 
@@ -75,13 +83,15 @@ def main() -> int:
         return EXIT_DONE
     use_one_device()
     settings = Settings(arguments.epochs, arguments.batch_size, arguments.learning_rate, arguments.max_length)
-    request = Request(arguments.model, arguments.data, parse_seeds(arguments.seeds), settings)
+    seeds = parse_seeds(arguments.seeds)
+    request = Request(arguments.model, arguments.data, seeds, settings, arguments.teacher, arguments.controls)
     tasks = make_tasks(arguments.tasks, request)
     if arguments.data != "hub" and not Path(arguments.data).is_dir():
         raise UserError(f"--data {arguments.data}: there is no such directory")
 
     # The libraries take seconds to import; --help and mistakes in the arguments do not wait for them.
     from pipeline.evaluation.encoder import fingerprint, load_encoder
+    from pipeline.reporting.attention import draw_attention
 
     model = load_encoder(arguments.model)
     store = ResultStore(arguments.output, arguments.model, fingerprint(arguments.model), settings.record())
@@ -92,6 +102,8 @@ def main() -> int:
     for task in reversed(tasks):
         task.run(model, store)
     store.finish(glue_average(store))
+    if any("attention" in task.asked for task in tasks):
+        draw_attention(arguments.output)
     print(format_table(store))
     return EXIT_DONE
 

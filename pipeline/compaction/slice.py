@@ -1,6 +1,6 @@
-"""The untrained slice: the kept dimensions of a teacher that has learnt nothing since. The control of a trained student."""
+"""The untrained slice: the kept dimensions of a teacher that learnt nothing since, a trained student's control."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,7 @@ def slice_teacher(
     heads: int,
     intermediate: int,
     strategy: Strategy,
-    kept: dict[str, Sequence[int]],
+    kept: Mapping[str, Sequence[int]],
 ) -> BertForMaskedLM:
     """What a run that never trained folds to, in float64.
 

@@ -53,12 +53,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Request:
-    """What one command asks of its tasks; `data` is a directory or `hub`."""
+    """What one command asks of its tasks; `data` is a directory or `hub`, `controls` what task attention reads."""
 
     model: Path
     data: str
     seeds: Sequence[int]
     settings: Settings
+    teacher: Path | None = None
+    controls: str = ""
 
 
 class Task(ABC):

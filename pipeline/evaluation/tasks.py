@@ -1,12 +1,13 @@
 """The table of tasks: a new one is a class and a line here."""
 
 from pipeline.errors import UserError
+from pipeline.evaluation.attention.run import Attention
 from pipeline.evaluation.glue.run import Glue
 from pipeline.evaluation.latency import Latency
 from pipeline.evaluation.mlm import MaskedLM
 from pipeline.evaluation.task import Request, Task
 
-TASKS: tuple[type[Task], ...] = (Glue, MaskedLM, Latency)
+TASKS: tuple[type[Task], ...] = (Glue, MaskedLM, Latency, Attention)
 """In the order of `results.json`. They run from the last to the first: fine-tuning takes hours, the others minutes."""
 
 NAMES: tuple[str, ...] = tuple(name for task in TASKS for name in task.names)
