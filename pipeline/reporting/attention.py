@@ -53,7 +53,7 @@ def _draw(texts: dict[str, Any], rows: list[tuple[str, str]], columns: int, path
                 axis.imshow([[value**0.5 for value in row] for row in entry[who]["attention"]], vmin=0, vmax=1)
                 axis.set_title(_title(who, entry), fontsize=7)
             else:
-                axis.set_axis_off()
+                axis.spines[:].set_visible(False)
     figure.suptitle("mean attention of rows to columns, first positions of a window; colour: square root", fontsize=8)
     temporary = temporary_name(path)
     with writing(path):

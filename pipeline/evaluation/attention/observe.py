@@ -18,7 +18,7 @@ from pipeline.evaluation.attention.forward import Layer, Looker
 from pipeline.evaluation.attention.matching import Pairs
 from pipeline.evaluation.encoder import device
 
-MOST_WINDOWS = 128
+MOST_WINDOWS = 64
 """Of one text, spread over all of it; every other one is for finding pairs of heads."""
 BATCH = 4
 """Windows in one forward pass."""

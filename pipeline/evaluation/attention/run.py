@@ -105,7 +105,9 @@ class Attention(Task):
         controls = {name: fingerprint(directory) for name, directory in self.controls.items()}
         inputs = [manifest.source_hash, fingerprint(self.teacher)]
         for condition in self._conditions():
-            what = f"{windows:,} of {source.windows:,} windows of {tokens} tokens, heads by {self._matching(condition)}"
+            matching = self._matching(condition)
+            heads = "heads shuffled" if matching == SHUFFLED else f"heads by {matching}"
+            what = f"{windows:,} of {source.windows:,} windows of {tokens} tokens, {heads}"
             of = [controls[condition]] if condition in controls else []
             store.begin(scored(text, condition), what, digest([*inputs, *of]))
         self.inputs[text] = digest([*inputs, *(f"{name} {value}" for name, value in sorted(controls.items()))])
