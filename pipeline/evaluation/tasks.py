@@ -18,11 +18,13 @@ def make_tasks(text: str, request: Request) -> list[Task]:
     """The tasks that `--tasks` names, in the order of the table.
 
     Raises:
-        UserError: a name is unknown or missing.
+        UserError: a name is unknown or missing, or an option is for a task that is not asked for.
     """
     asked = [part.strip() for part in text.split(",")]
     for name in asked:
         if name not in NAMES:
             raise UserError(f"--tasks: unknown task '{name}'; known are {', '.join(NAMES)}")
+    if (request.teacher or request.controls) and not set(Attention.names) & set(asked):
+        raise UserError("--teacher and --controls are for task attention, which --tasks does not name")
     chosen = {task: [name for name in asked if name in task.names] for task in TASKS}
     return [task(names, request) for task, names in chosen.items() if names]

@@ -141,7 +141,7 @@ def save_student(teacher: BertForMaskedLM, shards: Path, directory: Path, case: 
 def inputs(tmp_path_factory) -> dict[str, Path]:
     """Shards, a teacher, and students: nothing taken away, dimensions of every head, whole heads; a scratch."""
     folder = tmp_path_factory.mktemp("attention")
-    shards = make_shards(folder / "text", words=1200)
+    shards = make_shards(folder / "text", words=400)
     teacher = random_teacher(vocab=vocabulary_of(shards))
     return {
         "shards": shards,
@@ -313,6 +313,23 @@ def test_what_does_not_fit_gets_one_sentence(monkeypatch, inputs, odd, tmp_path,
 def test_a_student_of_other_tokens_than_the_shards_is_refused(monkeypatch, inputs, odd, tmp_path):
     code, _, err = run(monkeypatch, inputs, odd["foreign"], tmp_path / "out")
     assert code == 2 and err.startswith(f"error: --model {odd['foreign']}: its tokenizer has")
+
+
+@pytest.mark.parametrize("option", ["--teacher", "--controls"])
+def test_its_options_are_for_it_alone(monkeypatch, inputs, tmp_path, option):
+    value = inputs["teacher"] if option == "--teacher" else f"scratch={inputs['scratch']}"
+    arguments = (
+        "--tasks",
+        "latency",
+        "--model",
+        inputs["dim"],
+        "--data",
+        inputs["shards"],
+        "--output",
+        tmp_path / "out",
+    )
+    code, _, err = run_main(monkeypatch, evaluate.main, *arguments, option, value)
+    assert code == 2 and err.startswith("error: --teacher and --controls are for task attention")
 
 
 def test_without_a_teacher_there_is_nothing_to_compare(monkeypatch, inputs, tmp_path):

@@ -140,6 +140,7 @@ class Attention(Task):
             for condition in self._conditions():
                 store.say(scored(text, condition))
             print(f"  {store.verdict(scored(text))}", flush=True)
+        del self.models, self.reference  # the tasks that follow may need the memory
 
     def _header(self) -> dict[str, Any]:
         from pipeline.evaluation.attention.record import FORMAT
