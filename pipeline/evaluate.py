@@ -2,7 +2,8 @@
 
 1. Read arguments, model and all data, and check that everything fits, the output directory included.
 2. Task latency: milliseconds of a forward pass at batch 1. Task mlm: loss and accuracy on all windows of the shard
-   directory --data, or of each one in --data, of --max-length tokens.
+   directory --data, or of each one in --data, of --max-length tokens. Task attention: on the same text, how far the
+   attention of every head is from --teacher's, beside --controls; also in `attention.json` and `attention.png`.
 3. Every GLUE task and seed: a new pooler and classifier on the encoder, fine-tuning, predictions on the dev set. SQuAD
    1.1 and 2.0: the same with a new span head on windows of the context.
 4. `results.json` with mean, standard deviation and every seed; a table at the end. With --predict-test, the zip that
@@ -57,6 +58,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--predict-test", action="store_true", help="write submission.zip for the GLUE server; keeps models, too"
     )
+    parser.add_argument("--teacher", type=Path, metavar="DIR", help="the model that task attention compares with")
+    parser.add_argument(
+        "--controls",
+        default="",
+        metavar="scratch=DIR,slice=DIR",
+        help="for task attention: a model trained from scratch, and a student whose untrained slice is rebuilt",
+    )
     add_launcher_arguments(parser)
     return parser.parse_args()
 
@@ -71,6 +79,22 @@ def parse_seeds(text: str) -> list[int]:
     if not all(part.isascii() and part.isdigit() and int(part) < 2**32 for part in parts):
         raise UserError(f"--seeds '{text}': whole numbers from 0 to 4294967295, separated by commas, were expected")
     return list(dict.fromkeys(int(part) for part in parts))
+
+
+def make_request(arguments: argparse.Namespace) -> Request:
+    """What the command line asks of the tasks."""
+    length = PAIR_LENGTH if arguments.max_length is None else arguments.max_length
+    return Request(
+        model=arguments.model,
+        data=arguments.data,
+        seeds=parse_seeds(arguments.seeds),
+        settings=AskedSettings(arguments.epochs, arguments.batch_size, arguments.learning_rate, length),
+        max_length=arguments.max_length,
+        keep_models=arguments.keep_models or arguments.predict_test,
+        predict_test=arguments.predict_test,
+        teacher=arguments.teacher,
+        controls=arguments.controls,
+    )
 
 
 def use_one_device() -> None:
@@ -88,31 +112,30 @@ def main() -> int:
     if not only_rank_zero():
         return EXIT_DONE
     use_one_device()
-    length, keep = arguments.max_length, arguments.keep_models or arguments.predict_test
-    asked = (arguments.epochs, arguments.batch_size, arguments.learning_rate)
-    settings = AskedSettings(*asked, PAIR_LENGTH if length is None else length)
-    seeds, predict_test = parse_seeds(arguments.seeds), arguments.predict_test
-    request = Request(arguments.model, arguments.data, seeds, settings, length, keep, predict_test)
+    request = make_request(arguments)
     tasks = make_tasks(arguments.tasks, request)
     glue = next((task for task in tasks if isinstance(task, Glue)), None)
-    if predict_test and glue is None:
+    if request.predict_test and glue is None:
         raise UserError("--predict-test: there is no task of GLUE in --tasks")
     if arguments.data != "hub" and not Path(arguments.data).is_dir():
         raise UserError(f"--data {arguments.data}: there is no such directory")
 
     # The libraries take seconds to import; --help and mistakes in the arguments do not wait for them.
     from pipeline.evaluation.encoder import fingerprint, load_encoder
+    from pipeline.reporting.attention import draw_attention
 
     model = load_encoder(arguments.model)
-    store = ResultStore(arguments.output, arguments.model, fingerprint(arguments.model), settings.record())
-    if arguments.max_length is not None or not all(task.own_length for task in tasks):
-        settings.check_fits(model.config.max_position_embeddings)
+    store = ResultStore(arguments.output, arguments.model, fingerprint(arguments.model), request.settings.record())
+    if request.max_length is not None or not all(task.own_length for task in tasks):
+        request.settings.check_fits(model.config.max_position_embeddings)
     for task in tasks:
         task.check(model, store)
     store.open()
     for task in reversed(tasks):
         task.run(model, store)
     store.finish(glue_average(store), glue_average(store, WITH_WNLI))
+    if any("attention" in task.asked for task in tasks):
+        draw_attention(arguments.output)
     print(format_table(store))
     if glue:
         glue.check_labels(store)

@@ -68,6 +68,18 @@ def kept_indices(model: CompactedBert) -> dict[str, Tensor]:
     return kept
 
 
+def teacher_indices(model: CompactedBert) -> dict[str, list[int]]:
+    """Which of the teacher's dimensions the student keeps, per group, ascending.
+
+    Raises:
+        UserError: the schedule has not ended, see `kept_indices`.
+    """
+    kept = kept_indices(model)
+    # Once the model is narrowed, its gates count what is left of the teacher's dimensions.
+    indices = {name: kept[name] if gate.index is None else gate.index for name, gate in model.gates.items()}
+    return {name: index.tolist() for name, index in indices.items()}
+
+
 @torch.no_grad()
 def fold(model: CompactedBert) -> BertForMaskedLM:
     """The student in float64, from the parameters as they are (hand in fp32 masters, not bf16 copies).

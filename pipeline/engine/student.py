@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from transformers import BertForMaskedLM
 
-from pipeline.compaction.fold import compare, fold
+from pipeline.compaction.fold import compare, fold, teacher_indices
 from pipeline.compaction.model import CompactedBert, shape_of
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.loader import HeldOutData
@@ -84,7 +85,8 @@ def _folded(
     report = compare(model, student, [torch.from_numpy(batch.input_ids) for batch, _ in batches])
     if not report.passes:
         raise UserError(f"the folded student is not the trained model, nothing is written: {report.to_dict()}")
-    return student, {"strategy": recipe.compaction.strategy, **report.to_dict()}
+    origin = {"strategy": recipe.compaction.strategy, "kept": teacher_indices(model)}
+    return student, {**origin, **report.to_dict()}
 
 
 def write_student(student: BertForMaskedLM, tokenizer: Any, details: dict[str, Any], output: Path) -> None:
@@ -105,7 +107,7 @@ def write_student(student: BertForMaskedLM, tokenizer: Any, details: dict[str, A
         try:
             student.save_pretrained(temporary)
             write_tokenizer(tokenizer, temporary)
-            (temporary / "fold.json").write_text(json.dumps(details, indent=1) + "\n", encoding="utf-8")
+            (temporary / "fold.json").write_text(_readable(details) + "\n", encoding="utf-8")
             (temporary / "README.md").write_text(model_card(details), encoding="utf-8")
             open_to_others(temporary)
             os.replace(temporary, output)  # an empty directory may stand there; anything else stays
@@ -117,6 +119,12 @@ def write_student(student: BertForMaskedLM, tokenizer: Any, details: dict[str, A
             f"largest difference in logits: {details['max_logit_diff_fp64']:.1e} in float64, "
             f"{details['max_logit_diff_fp32']:.1e} in fp32 (largest logit {details['max_abs_logit']:.1f})"
         )
+
+
+def _readable(details: dict[str, Any]) -> str:
+    """JSON with a line for every list of numbers, of which a student keeps tens of thousands, and those at the end."""
+    text = json.dumps(dict(sorted(details.items(), key=lambda item: item[0] == "kept")), indent=1)
+    return re.sub(r"\[[\d,\s]+\]", lambda found: " ".join(found[0].split()), text)
 
 
 def model_card(details: dict[str, Any]) -> str:

@@ -39,7 +39,7 @@ class MaskedLM(Task):
 
         tokens = self.request.settings.max_length
         self.sources: dict[str, WindowSource] = {}
-        for shards in find_shards(Path(self.request.data)):
+        for shards in find_shards(Path(self.request.data), self.names[0]):
             source, manifest = open_shards(shards, tokens)
             check_vocabulary(self.request.model, model, shards, manifest.vocab_size)
             check_same_tokenizer(str(self.request.model), shards, load_tokenizer(shards / TOKENIZER_NAME), "--model")
@@ -74,15 +74,15 @@ class MaskedLM(Task):
             store.say(name)
 
 
-def find_shards(data: Path) -> list[Path]:
-    """`data` itself where it is a shard directory, else the shard directories in it.
+def find_shards(data: Path, task: str) -> list[Path]:
+    """`data` itself where it is a shard directory, else the shard directories in it, for a task of that name.
 
     Raises:
         UserError: there are none.
     """
     found = [data] if (data / MANIFEST_NAME).is_file() else sorted(p.parent for p in data.glob(f"*/{MANIFEST_NAME}"))
     if not found:
-        raise UserError(f"--data {data}: task mlm needs a shard directory, or a folder of them; there is none")
+        raise UserError(f"--data {data}: task {task} needs a shard directory, or a folder of them; there is none")
     return found
 
 

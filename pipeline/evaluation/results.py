@@ -18,6 +18,8 @@ from pipeline.evaluation.metrics import UNDEFINED, compute, summarise
 from pipeline.files import write_atomically
 
 RESULTS = "results.json"
+ATTENTION = "attention.json"
+"""What task attention keeps beside it, by layer and head."""
 
 Summary = dict[str, Any]
 """`mean`, `std` (0.0 for one seed) and `seeds`, the value of every seed by its digits; `undefined`, the seeds of which
@@ -71,6 +73,10 @@ class Results:
         return {
             metric: value for metric, value in self._document["tasks"].get(name, {}).items() if isinstance(value, dict)
         }
+
+    def verdict(self, name: str) -> str | None:
+        """What follows from the scores of a name, in a sentence, where its task draws a conclusion."""
+        return self._document["tasks"][name].get("verdict")
 
     @property
     def not_available(self) -> dict[str, str]:
@@ -197,6 +203,23 @@ class ResultStore(Results):
         for metric, by_seed in values.items():
             self._document["tasks"][name][metric] = summarise(by_seed)
         self._write()
+
+    def conclude(self, name: str, verdict: str) -> None:
+        """Keep what follows from the scores of a name, in a sentence."""
+        self._document["tasks"][name]["verdict"] = verdict
+        self._write()
+
+    def read_document(self, file: str) -> dict[str, Any]:
+        """What `write_document` kept; empty where there is nothing that can be read."""
+        try:
+            found = json.loads((self._output / file).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write_document(self, file: str, document: dict[str, Any]) -> None:
+        """Keep what a task knows beyond its scores, beside `results.json`."""
+        write_atomically(self._output / file, (json.dumps(document, allow_nan=False) + "\n").encode())
 
     def predictions_path(self, name: str, seed: int) -> Path:
         """Where the predictions of one scored name under one seed lie."""

@@ -73,7 +73,7 @@ class Request:
     """What one command asks of its tasks.
 
     `data` is a directory or `hub`; `max_length` is None where each task is to use its own default, which `settings` has
-    for sentence pairs; the last two are for GLUE.
+    for sentence pairs; `keep_models` and `predict_test` are for GLUE, `teacher` and `controls` for task attention.
     """
 
     model: Path
@@ -83,6 +83,8 @@ class Request:
     max_length: int | None = None
     keep_models: bool = False
     predict_test: bool = False
+    teacher: Path | None = None
+    controls: str = ""
 
 
 class Task(ABC):

@@ -291,6 +291,9 @@ def test_the_warmed_up_run_folds(warmed, tmp_path):
     assert steps == [8, 7]
     report = json.loads((tmp_path / "student" / "fold.json").read_text())
     assert report["max_logit_diff_fp64"] <= 1e-10 and report["target"]["hidden"] == 15
+    assert [len(report["kept"][name]) for name in ("residual", "attention.0", "ffn.1")] == [
+        *(report["target"][size] for size in ("hidden", "hidden", "intermediate"))
+    ]
     losses = [json.loads(line)["loss"] for line in (warmed / "metrics.jsonl").read_text().splitlines()]
     assert len(losses) == 8 and np.isfinite(losses).all()
 
