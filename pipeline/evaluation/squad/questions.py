@@ -10,7 +10,6 @@ from typing import Any
 from pipeline.errors import DataError
 from pipeline.evaluation.glue.rows import FULL
 
-
 HALF = re.compile("[\ud800-\udfff]")
 """What JSON can write and utf-8 cannot."""
 
