@@ -66,10 +66,10 @@ def test_the_average_and_the_report_say_it(store, tmp_path):
     assert store.glue_average["mean"] == pytest.approx(7 / 8)
 
     shape = BertShape(2, 16, 2, 64, vocab_size=100)
-    summary = EvaluationSummary("student", shape, Results.read(tmp_path / "out"))
+    summary = EvaluationSummary("student", tmp_path / "out", shape, Results.read(tmp_path / "out"), {})
     assert summary.numbers()["scores"]["cola matthews"] == {"mean": 0.0, "std": 0.0, "seeds": 1, "undefined": 1}
     assert summary.numbers()["scores"]["sst2 accuracy"] == {"mean": 1.0, "std": 0.0, "seeds": 1}
     assert evaluation_table([summary]).count(UNDEFINED) == 1
     score(store, "cola", {2: [0, 1, 0, 1]})
-    summary = EvaluationSummary("student", shape, Results.read(tmp_path / "out"))
+    summary = EvaluationSummary("student", tmp_path / "out", shape, Results.read(tmp_path / "out"), {})
     assert f"0.500 ± 0.707 (1 of 2 {UNDEFINED})" in evaluation_table([summary])

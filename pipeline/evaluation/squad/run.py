@@ -44,9 +44,9 @@ class Squad(Task):
         self.data = [load_squad(VERSIONS[name], self.request.data) for name in dict.fromkeys(self.asked)]
         self.settings = {data.version.name: self._settings(data.version.name, model) for data in self.data}
         for data in self.data:
-            store.settle(data.version.name, asdict(self.settings[data.version.name]))
             store.begin(data.version.name, data.describe(), data.fingerprint())
             store.mark_length(data.version.name, self.length, self.trained_length)
+            store.settle(data.version.name, asdict(self.settings[data.version.name]))
 
     def _settings(self, name: str, model: "Encoder") -> Settings:
         asked = self.request.settings.over(default_settings(name, model.config.hidden_size, self.length))
