@@ -16,6 +16,8 @@ from pipeline.evaluation import encoder as encoders
 from pipeline.evaluation import finetune
 from tests.support import ROOT
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = [f"w{i}" for i in range(20)]
 GOOD, BAD = "good", "bad"
 FAST = ["--epochs", "6", "--batch-size", "8", "--learning-rate", "3e-3", "--max-length", "24"]
@@ -65,15 +67,6 @@ def data(tmp_path_factory):
         pairs = [f"{sentence(GOOD)}\t{sentence(BAD)}\t{names[i % 3]}" for i in range(rows)]
         write("MNLI", stem, "sentence1\tsentence2\tgold_label", pairs)
     return root
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A model this small only waits for a second thread, the more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

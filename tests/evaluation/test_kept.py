@@ -18,6 +18,8 @@ from pipeline.evaluation.glue.tasks import GLUE_TASKS
 from pipeline.evaluation.task import Settings
 from tests.support.runs import run_main
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WORDS = [f"w{i}" for i in range(12)]
 OPTIONS = ["--epochs", "2", "--batch-size", "8", "--learning-rate", "3e-3", "--max-length", "12"]
 NAMES = ("entailment", "neutral", "contradiction")
@@ -53,14 +55,6 @@ def data(tmp_path_factory):
         write("STS-B", stem, "sentence1\tsentence2\tscore", [f"{p}\t{i % 3}.5" for i, p in enumerate(pairs)])
         write("SST-2", stem, "sentence\tlabel", [f"{text(i)}\t{i % 2}" for i in rows])
     return root
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(monkeypatch, model, data, output, tasks, *more):

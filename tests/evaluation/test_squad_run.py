@@ -16,6 +16,8 @@ from pipeline.evaluation.squad.questions import VERSIONS, acceptable
 from pipeline.evaluation.squad.score import best_v2, score_v1, score_v2
 from tests.support.squad import save_model, write_files
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LEARN = ("--epochs", "8", "--batch-size", "8", "--learning-rate", "5e-3")
 SHORT = ("--epochs", "1", "--batch-size", "8")
 
@@ -31,14 +33,6 @@ def data(tmp_path_factory):
     write_files(root / "squad", "squad_v1", 200, 30)
     write_files(root / "squad", "squad_v2", 200, 30, unanswerable=0.4)
     return root
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ from pipeline.data.vocabulary import load_tokenizer
 from pipeline.evaluation import progress
 from tests.support.runs import make_shards, run_main, vocabulary_of
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TABLES = ("sentence\tlabel", "sentence1\tsentence2\tlabel", "sentence1\tsentence2\tscore")
 FAST = ("--seeds", "1", "--epochs", "1", "--batch-size", "4", "--max-length", "16")
 
@@ -51,15 +53,6 @@ def make_model(directory, folder, **sizes):
     model.save_pretrained(directory)
     load_tokenizer(folder / "known" / "tokenizer").save_pretrained(directory)
     return directory
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A model this small only waits for a second thread, the more so on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
