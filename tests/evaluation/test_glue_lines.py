@@ -8,7 +8,7 @@ from pipeline.errors import DataError
 from pipeline.evaluation.glue.load import load_task
 from pipeline.evaluation.glue.run import Glue
 from pipeline.evaluation.glue.tasks import GLUE_TASKS
-from pipeline.evaluation.results import ResultStore
+from pipeline.evaluation.store import ResultStore
 from pipeline.evaluation.task import AskedSettings, Request
 
 MODEL = SimpleNamespace(config=SimpleNamespace(hidden_size=16))

@@ -7,7 +7,8 @@ import pytest
 from pipeline.evaluation.glue.average import glue_average
 from pipeline.evaluation.glue.tasks import GLUE, GLUE_TASKS
 from pipeline.evaluation.metrics import UNDEFINED
-from pipeline.evaluation.results import Results, ResultStore
+from pipeline.evaluation.results import Results
+from pipeline.evaluation.store import ResultStore
 from pipeline.evaluation.table import format_table
 from pipeline.reporting.summaries import EvaluationSummary
 from pipeline.reporting.tables import evaluation_table
