@@ -85,8 +85,6 @@ class ResultStore(Results):
     def _compare(self, item: Item, record: Record) -> None:
         """Look whether an item and one that is done make one score."""
         its = f"--output {self.output}: its results for"
-        if record["settings"] != (dict(item.settings) if item.settings else None):
-            raise UserError(f"{its} {item.task} are of other hyper-parameters ({record['settings']})")
         for name, entry in item.entries.items():
             found = record["entries"].get(name, entry)
             if found["data_sha256"] != entry["data_sha256"]:
@@ -94,6 +92,8 @@ class ResultStore(Results):
             if found.get("max_length") != entry.get("max_length"):
                 lengths = f"windows of {found['max_length']} tokens, not of {entry['max_length']}"
                 raise UserError(f"{its} {name} are of {lengths}")
+        if record["settings"] != (dict(item.settings) if item.settings else None):
+            raise UserError(f"{its} {item.task} are of other hyper-parameters ({record['settings']})")
 
     def open(self, flops_per_second: float) -> None:
         """Make the directory with a record of every item of this command.
