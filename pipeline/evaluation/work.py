@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from itertools import chain
 
@@ -9,7 +10,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.glue.average import glue_average
 from pipeline.evaluation.glue.tasks import WITH_WNLI
 from pipeline.evaluation.items import Item, When
-from pipeline.evaluation.pool import Failure, Pool
+from pipeline.evaluation.pool import Pool
 from pipeline.evaluation.store import ResultStore
 from pipeline.evaluation.task import Request, Task
 from pipeline.evaluation.tasks import NAMES, make_tasks
@@ -19,6 +20,14 @@ AVERAGES = {
     "glue_average_with_wnli": lambda results: glue_average(results, WITH_WNLI),
 }
 """What `results.json` says of several tasks together."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why an item could not be done."""
+
+    kind: type[UserError]
+    sentence: str
 
 
 class Work:
@@ -143,7 +152,7 @@ def run_all(work: Work, items: Sequence[Item], jobs: int) -> None:
         countdown.done(item.name)
     work.store.refresh()
     if failures:
-        others = f"; {len(failures) - 1} other items failed too" if failures[1:] else ""
+        others = f"; {len(failures) - 1} more failed" if failures[1:] else ""
         raise failures[0].kind(f"{failures[0].sentence}{others}")
 
 
@@ -156,8 +165,24 @@ def _in_processes(work: Work, items: Sequence[Item], jobs: int) -> Iterator[tupl
     """The longest first, so that no process is left alone with one at the end."""
     yield from _one_by_one(work, [item for item in items if work.store.is_done(item)])
     left = sorted((item for item in items if not work.store.is_done(item)), key=work.store.estimate, reverse=True)
-    with Pool(min(jobs, len(left)), work.asked, work.request) as pool:
-        yield from pool.run(left)
+    if left:
+        by_name = {item.name: item for item in left}
+        with Pool(min(jobs, len(left)), _prepare, work.asked, work.request) as pool:
+            for name, failure in pool.run(_run, list(by_name)):
+                yield by_name[name], failure
+
+
+_own: Work
+"""Of a process of the pool."""
+
+
+def _prepare(asked: str, request: Request) -> None:
+    global _own
+    _own = Work(asked, request)
+
+
+def _run(name: str) -> Failure | None:
+    return _own.run(name)
 
 
 def _ready(work: Work, items: Sequence[Item]) -> Iterator[Item]:

@@ -9,8 +9,8 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.evaluation.defaults import default_settings
 from pipeline.evaluation.glue.tasks import GLUE_TASKS
-from pipeline.evaluation.squad.questions import VERSIONS
 from pipeline.evaluation.items import Item, Outcome
+from pipeline.evaluation.squad.questions import VERSIONS
 from pipeline.evaluation.store import ResultStore
 from pipeline.evaluation.task import AskedSettings, Settings
 from tests.support import ROOT
