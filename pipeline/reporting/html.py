@@ -196,7 +196,7 @@ def task_table(models: Sequence[Model], task: str, metrics: Sequence[str]) -> st
     about = "" if len(data) > 1 else f" <small>{escape(data[0])}</small>"
     header = [f"{escape(m)} {'↓' if lower_is_better(m) else '↑'}" for m in metrics]
     last = ["rounds" if task == LATENCY else "seeds", *(["rows"] if len(data) > 1 else [])]
-    return table(["model", *header, *last], rows, f"{escape(task)}{about}")
+    return table(["model", *header, *last], rows, f"{escape(task)}{about}", "rows" * (len(data) > 1))
 
 
 def _best(models: Sequence[Model], task: str, metric: str) -> float | None:
