@@ -4,8 +4,8 @@
 
 1. Read every directory: a run of pipeline/train.py (metrics.jsonl) or an evaluation of pipeline/evaluate.py
    (results.json).
-2. Write `report.md` (tables), `report.json` (the same numbers, with machine, versions and commit) and `report.png`:
-   loss over tokens with the moments of selection, and held-out loss against size.
+2. Write `report.md` (verdict and tables), `report.json` (the same numbers, with machine, versions and commit) and
+   `report.png`: loss over tokens with the moments of selection, and held-out loss against size.
 3. Write `report.html`: all of it on one page that opens from disk, with what is within noise, the trade-offs between
    quality, size and latency, the recipes and the machines.
 """
@@ -13,7 +13,9 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -31,16 +33,26 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def merged(numbers: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """What several evaluations of one model say of it, together."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, new in numbers:
+        known = found.setdefault(name, new)
+        known |= {key: {**known.get(key, {}), **value} for key, value in new.items() if isinstance(value, dict)}
+    return found
+
+
 def main() -> int:
     arguments = parse_arguments()
     if not only_rank_zero():
         return EXIT_DONE
     from pipeline.environment import commit, machine, versions
     from pipeline.files import writing
+    from pipeline.reporting.comparison import named, renamed
     from pipeline.reporting.html import page
     from pipeline.reporting.plots import draw
     from pipeline.reporting.summaries import EvaluationSummary, RunSummary
-    from pipeline.reporting.tables import evaluation_table, run_table
+    from pipeline.reporting.tables import markdown
 
     runs, evaluations = [], []
     for directory in arguments.runs:
@@ -50,22 +62,23 @@ def main() -> int:
             evaluations.append(EvaluationSummary.read(directory))
         else:
             raise UserError(f"{directory} is neither a run (metrics.jsonl) nor an evaluation (results.json)")
-    tables = [table for table in (evaluation_table(evaluations), run_table(runs)) if table]
+    runs, evaluations = renamed(runs), named(evaluations)
+    said = markdown(runs, evaluations)
     with writing(arguments.output):
         arguments.output.mkdir(parents=True, exist_ok=True)
-        (arguments.output / "report.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
+        (arguments.output / "report.md").write_text(said + "\n", encoding="utf-8")
         made_with = {"machine": machine(), "commit": commit()}
         numbers = {
             "machine": made_with["machine"],
             "versions": versions(),
             "commit": made_with["commit"],
             "runs": {run.name: run.numbers() for run in runs},
-            "evaluations": {evaluation.name: evaluation.numbers() for evaluation in evaluations},
+            "evaluations": merged((evaluation.name, evaluation.numbers()) for evaluation in evaluations),
         }
         (arguments.output / "report.json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
         draw(runs, evaluations, arguments.output / "report.png")
         (arguments.output / "report.html").write_text(page(runs, evaluations, made_with), encoding="utf-8")
-    print("\n\n".join(tables))
+    print(said)
     print(f"\nwritten: {arguments.output / 'report.md'}, {arguments.output / 'report.png'}")
     print(f"page: {arguments.output / 'report.html'}")
     return EXIT_DONE

@@ -49,8 +49,8 @@ SLOW = (*FRAMEWORKS, "datasets", "matplotlib", "scipy", "sklearn", "tensorboard"
 """Libraries that take from half a second to several to import: wrong arguments are said before."""
 MACHINE = ("pipeline.environment", "torch", "machine")
 """The one exception to the ground floor's rule: `environment.machine()` asks torch for the GPUs' names."""
-RECORDS = ("pipeline.evaluation.results", "pipeline.evaluation.metrics")
-"""What reads and writes results.json, the one thing of evaluation that reporting is to know."""
+RECORDS = ("pipeline.evaluation.results", "pipeline.evaluation.metrics", "pipeline.evaluation.attention.conditions")
+"""What reads, writes and names results, the one thing of evaluation that reporting is to know."""
 OUTSIDE_WORLD = (
     *("os", "io", "pathlib", "shutil", "tempfile", "glob", "fcntl", "mmap", "json", "yaml", "pickle", "safetensors"),
     *("subprocess", "multiprocessing", "concurrent", "threading", "socket", "signal"),

@@ -2,9 +2,10 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pipeline.evaluation.results import Summary
 from pipeline.reporting.summaries import EvaluationSummary, RunSummary
@@ -39,14 +40,27 @@ class Score:
 
 @dataclass(frozen=True)
 class Model:
-    """One model with the scores of all its evaluations: task -> metric -> score, and task -> the rows it is about."""
+    """One model with what all its evaluations say of it.
+
+    Attributes:
+        name: tells it apart from the others.
+        path: of its directory.
+        shape: of the encoder.
+        fold: its fold.json, if it has one.
+        recipe: of the run that it was folded from, if that is known.
+        scores: task -> metric -> score.
+        data: task -> the rows it is about.
+        verdicts: task -> a sentence, where the task draws a conclusion.
+    """
 
     name: str
     path: Path
     shape: BertShape
-    fold: dict[str, object]
+    fold: Mapping[str, Any]
+    recipe: Mapping[str, Any]
     scores: dict[str, dict[str, Score]]
     data: dict[str, str]
+    verdicts: dict[str, str]
 
     def score(self, task: str, metric: str) -> Score | None:
         return self.scores.get(task, {}).get(metric)
@@ -76,19 +90,27 @@ def distinct_names(paths: Iterable[Path]) -> dict[Path, str]:
 
 def models_of(evaluations: Sequence[EvaluationSummary]) -> list[Model]:
     """Every model once, in the order in which it first appears."""
-    names = distinct_names(evaluation.results.model for evaluation in evaluations)
     models: dict[Path, Model] = {}
-    for evaluation in evaluations:
+    for evaluation in named(evaluations):
         path, results = evaluation.results.model, evaluation.results
-        model = models.setdefault(path, Model(names[path], path, evaluation.shape, evaluation.fold, {}, {}))
+        new = Model(evaluation.name, path, evaluation.shape, evaluation.fold, evaluation.recipe, {}, {}, {})
+        model = models.setdefault(path, new)
+        model.verdicts.update(evaluation.verdicts())
         for task in results.names:
-            model.data[task] = results.data(task)
+            rows = "all official rows" if results.data(task) == "full" else results.data(task)
+            model.data[task] = "; ".join(filter(None, (rows, results.remark(task))))
             for metric, value in results.scores(task).items():
                 model.scores.setdefault(task, {})[metric] = Score.of(value)
         if results.glue_average:
             model.scores[GLUE_AVERAGE] = {"average": Score.of(results.glue_average)}
             model.data[GLUE_AVERAGE] = "over the tasks of GLUE"
     return list(models.values())
+
+
+def named(evaluations: Sequence[EvaluationSummary]) -> list[EvaluationSummary]:
+    """The evaluations under names that tell their models apart."""
+    names = distinct_names(evaluation.results.model for evaluation in evaluations)
+    return [replace(evaluation, name=names[evaluation.results.model]) for evaluation in evaluations]
 
 
 def renamed(runs: Sequence[RunSummary]) -> list[RunSummary]:
@@ -98,17 +120,23 @@ def renamed(runs: Sequence[RunSummary]) -> list[RunSummary]:
 
 
 def tasks_of(models: Sequence[Model]) -> dict[str, list[str]]:
-    """Every task that has a score, with its metrics, in the order in which they first appear."""
+    """Every task that has a score, with its metrics, in the order in which they first appear; without attention."""
     tasks: dict[str, dict[str, None]] = {}
     for model in models:
         for task, metrics in model.scores.items():
-            tasks.setdefault(task, {}).update(dict.fromkeys(metrics))
+            if not is_attention(task):
+                tasks.setdefault(task, {}).update(dict.fromkeys(metrics))
     return {task: list(metrics) for task, metrics in tasks.items()}
+
+
+def is_attention(task: str) -> bool:
+    """True for what says how like its teacher a model looks at text."""
+    return task.startswith("attention ")
 
 
 def is_quality(task: str) -> bool:
     """False for what says how fast a model is, or how like its teacher, rather than how good."""
-    return task != LATENCY and not task.startswith("attention")
+    return task != LATENCY and not is_attention(task)
 
 
 def frontier(points: Sequence[tuple[float, float]], lower: bool) -> list[int]:

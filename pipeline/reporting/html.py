@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from pipeline.evaluation.attention.conditions import MAIN_METRICS, SCRATCH, SHUFFLED, SLICE, TEACHER, by_text
 from pipeline.evaluation.metrics import UNDEFINED
 from pipeline.reporting.charts import Point, curves, narrowing, tradeoff
 from pipeline.reporting.comparison import (
@@ -21,10 +22,11 @@ from pipeline.reporting.comparison import (
     tasks_of,
 )
 from pipeline.reporting.plots import Colours
+from pipeline.reporting.roles import Roles, roles_of, run_of
 from pipeline.reporting.style import STYLE
 from pipeline.reporting.summaries import EvaluationSummary, RunSummary
 from pipeline.reporting.tables import RUN_HEADER, run_cells
-from pipeline.reporting.verdict import caveat, run_of, verdict
+from pipeline.reporting.verdict import caveat, controls, verdicts
 
 ATTENTION_MAPS = "attention.png"
 """In an evaluation directory: heat maps of teacher and student."""
@@ -34,6 +36,18 @@ RULE = (
     "deviations. With one seed the noise is unknown, and nothing is marked. Seeds are those of fine-tuning, not of the "
     "training before it. Bold: the best mean."
 )
+ATTENTION_RULE = (
+    "Divergences from the teacher's attention, means over layers and heads in nats; 0 is the same attention. JS, the "
+    "Jensen-Shannon divergence of paired heads, is at most ln 2 = 0.693. MiniLMv2's divergence of relations needs no "
+    "pairs of heads. The teacher itself must have 0, and heads in a wrong order show what no likeness looks like."
+)
+CONDITIONS = {
+    TEACHER: "the teacher itself",
+    SHUFFLED: "its heads in a wrong order",
+    SCRATCH: "control: trained from scratch",
+    SLICE: "control: the untrained slice",
+}
+"""What stands below a student's attention."""
 
 
 def page(runs: Sequence[RunSummary], evaluations: Sequence[EvaluationSummary], made_with: Mapping[str, str]) -> str:
@@ -47,21 +61,25 @@ def page(runs: Sequence[RunSummary], evaluations: Sequence[EvaluationSummary], m
     runs, models = renamed(runs), models_of(evaluations)
     names = dict.fromkeys([*(model.name for model in models), *(run.name for run in runs)])
     colours = {name: f"C{n % 10}" for n, name in enumerate(names)}
+    roles = roles_of(models, runs)
     title = "Compression report"
     sections = [
-        section("The models", models_table(models, runs)),
+        section("The models", models_table(models, runs, roles)),
         section("Quality against size and latency", tradeoffs(models, colours)),
         section("Scores, task by task", scores(models) + missing(evaluations)),
         section("Training", training(runs, colours)),
         section("Kept dimensions over time", kept(runs)),
-        section("Attention maps", attention_maps(evaluations)),
+        section("Attention", attention(models) + attention_maps(evaluations)),
         section("How it was made", provenance(runs, evaluations, made_with)),
     ]
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<header>\n<h1>{title}</h1>\n"
-        f'<p class="verdict">{escape(verdict(models, runs))}</p>\n{note(caveat(models, runs))}</header>\n<main>\n'
+        + "".join(f'<p class="verdict">{escape(line)}</p>\n' for line in verdicts(roles, len(models), len(runs)))
+        + listed(controls(roles))
+        + note(caveat(roles))
+        + "</header>\n<main>\n"
         + "".join(sections)
         + "</main>\n</body>\n</html>\n"
     )
@@ -94,19 +112,25 @@ def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>\n' if text else ""
 
 
-def models_table(models: Sequence[Model], runs: Sequence[RunSummary]) -> str:
-    """Shape, size and origin of every model."""
+def listed(lines: Iterable[str]) -> str:
+    """A list of texts; nothing without one."""
+    inner = "".join(f"<li>{escape(line)}</li>\n" for line in dict.fromkeys(lines))
+    return f"<ul>\n{inner}</ul>\n" if inner else ""
+
+
+def models_table(models: Sequence[Model], runs: Sequence[RunSummary], roles: Roles) -> str:
+    """Role, shape, size and origin of every model."""
     if not models:
         return ""
     rows = []
     for model in models:
         shape, run = model.shape, run_of(model, runs)
-        method = escape(str(model.fold.get("method", ""))) if model.fold else "not trained here"
+        origin = f" (run {run.name})" if run and run.name != model.name else ""
         time = model.milliseconds
         rows.append(
             [
                 escape(model.name),
-                f"{method} ({escape(run.name)})" if run and run.name != model.name else method,
+                escape(roles.words(model) + origin),
                 f"{shape.layers} x {shape.hidden}",
                 f"{shape.heads} x {shape.head_size}",
                 f"{shape.parameters:,}",
@@ -114,8 +138,10 @@ def models_table(models: Sequence[Model], runs: Sequence[RunSummary]) -> str:
                 f"{time.mean:.1f} ms" if time else "-",
             ]
         )
-    header = ["model", "method", "layers x hidden", "heads x size", "parameters", "in the encoder", "latency"]
-    return table(header, rows) + note("Parameters are those of embeddings and encoder, without pooler and MLM head.")
+    header = ["model", "what it is", "layers x hidden", "heads x size", "parameters", "in the encoder", "latency"]
+    return table(header, rows, kind="roles") + note(
+        "Parameters are those of embeddings and encoder, without pooler and MLM head."
+    )
 
 
 def tradeoffs(models: Sequence[Model], colours: Colours) -> str:
@@ -167,10 +193,10 @@ def task_table(models: Sequence[Model], task: str, metrics: Sequence[str]) -> st
         ]
         for model in scored
     ]
-    about = "" if len(data) > 1 else f" <small>{escape('all official rows' if data[0] == 'full' else data[0])}</small>"
+    about = "" if len(data) > 1 else f" <small>{escape(data[0])}</small>"
     header = [f"{escape(m)} {'↓' if lower_is_better(m) else '↑'}" for m in metrics]
     last = ["rounds" if task == LATENCY else "seeds", *(["rows"] if len(data) > 1 else [])]
-    return table(["model", *header, *last], rows, f"{escape(task)}{about}")
+    return table(["model", *header, *last], rows, f"{escape(task)}{about}", "rows" * (len(data) > 1))
 
 
 def _best(models: Sequence[Model], task: str, metric: str) -> float | None:
@@ -199,8 +225,7 @@ def missing(evaluations: Sequence[EvaluationSummary]) -> str:
         for task, reason in evaluation.results.not_available.items()
     ]
     lines += [f"{e.name}: the evaluation is not finished" for e in evaluations if not e.results.complete]
-    inner = "".join(f"<li>{escape(line)}</li>\n" for line in dict.fromkeys(lines))
-    return f"<h3>Without a score</h3>\n<ul>\n{inner}</ul>\n" if inner else ""
+    return f"<h3>Without a score</h3>\n{listed(lines)}" if lines else ""
 
 
 def training(runs: Sequence[RunSummary], colours: Colours) -> str:
@@ -218,6 +243,28 @@ def kept(runs: Sequence[RunSummary]) -> str:
     """A chart for every run that narrowed."""
     narrowed = [run for run in runs if any(len({count for _, count in line}) > 1 for line in run.kept().values())]
     return figures((narrowing(run), f"{escape(run.name)} ({escape(run.method)})") for run in narrowed)
+
+
+def attention(models: Sequence[Model]) -> str:
+    """For every student and text a table: its attention and that of its controls beside the teacher's."""
+    tables = "".join(
+        attention_table(model, text, conditions)
+        for model in models
+        for text, conditions in by_text(model.scores).items()
+    )
+    return tables + note(ATTENTION_RULE * bool(tables))
+
+
+def attention_table(model: Model, text: str, conditions: Mapping[str, str]) -> str:
+    """One text; the verdict stands above."""
+    rows = []
+    for condition, name in conditions.items():
+        scores = model.scores.get(name, {})
+        cells = [f"{scores[metric].mean:.4f}" if metric in scores else "-" for metric in MAIN_METRICS]
+        rows.append([CONDITIONS.get(condition, escape(model.name)), *cells, escape(model.data.get(name, "-"))])
+    said = f"<small>{escape(model.verdicts[text])}</small>" if text in model.verdicts else ""
+    header = [f"{escape(words)} ↓" for words in MAIN_METRICS.values()]
+    return table(["", *header, "what was compared"], rows, f"{escape(text)}, {escape(model.name)}{said}", "attention")
 
 
 def attention_maps(evaluations: Sequence[EvaluationSummary]) -> str:

@@ -11,6 +11,12 @@ h3 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 .verdict { font-size: 1.1rem; margin: 0; padding: .8rem 1rem; background: var(--back);
   border-left: 4px solid var(--accent); }
 .note, figcaption, caption small, td small, .settings dt { color: var(--soft); font-size: .85rem; }
+.verdict + .verdict { margin-top: .5rem; }
+header ul { margin: .6rem 0; padding-left: 1.2rem; font-size: .95rem; }
+.roles :is(th, td):nth-child(2), :is(.attention, .rows) :is(th, td):last-child { text-align: left; min-width: 11rem; }
+.tables td { white-space: nowrap; }
+.tables td small, .rows td:last-child { white-space: normal; }
+.attention caption small { display: block; margin-left: 0; }
 .note { margin: .5rem 0; max-width: 46rem; }
 /* A shadow at the right says that there is more of a table. */
 .scroll { overflow-x: auto; max-width: 100%; margin: 0 0 1.2rem;

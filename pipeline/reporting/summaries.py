@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +86,17 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """One evaluated model: its name, shape and results; where it was folded from, by the keys of its fold.json."""
+    """One evaluated model: its name, shape and results; where it was folded from, by the keys of its fold.json.
+
+    `recipe` is that of its run; nothing where that is not known or gone.
+    """
 
     name: str
     directory: Path
     shape: BertShape
     results: Results
     fold: dict[str, Any]
+    recipe: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, directory: Path) -> "EvaluationSummary":
@@ -110,7 +114,8 @@ class EvaluationSummary:
             shape = BertShape.from_config(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError, KeyError):
             raise DataError(f"{path}: the configuration of a BERT was expected") from None
-        return cls(results.model.name, directory, shape, results, read_fold(results.model))
+        fold = read_fold(results.model)
+        return cls(results.model.name, directory, shape, results, fold, read_source(fold))
 
     def scores(self) -> dict[str, dict[str, float]]:
         """`task metric` -> mean, std and number of seeds; also how many of them are undefined, where some are."""
@@ -133,7 +138,16 @@ class EvaluationSummary:
             "hidden": self.shape.hidden,
             "layers": self.shape.layers,
             "scores": self.scores(),
+            **{name: value for name, value in (("remarks", self.remarks()), ("verdicts", self.verdicts())) if value},
         }
+
+    def remarks(self) -> dict[str, str]:
+        """What a reader should know of a task beside its data, where there is something."""
+        return {name: remark for name in self.results.names if (remark := self.results.remark(name))}
+
+    def verdicts(self) -> dict[str, str]:
+        """What tasks conclude, where they do."""
+        return {name: verdict for name in self.results.names if (verdict := self.results.verdict(name))}
 
 
 def read_environment(run: Path) -> dict[str, str]:
@@ -159,3 +173,16 @@ def read_fold(model: Path) -> dict[str, Any]:
     if not isinstance(fold, dict):
         raise DataError(f"{path}: the record that pipeline/fold.py writes was expected")
     return fold
+
+
+def read_source(fold: dict[str, Any]) -> dict[str, Any]:
+    """The recipe of the run that a student was folded from, where it still is; a run that is shown is read with care.
+
+    Args:
+        fold: the student's fold.json.
+    """
+    try:
+        recipe = yaml.safe_load((Path(fold["source_run"]) / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError):
+        return {}
+    return recipe if isinstance(recipe, dict) else {}

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from pipeline.reporting.comparison import (
     pairs_within_noise,
 )
 from pipeline.reporting.labels import Box, place
+from pipeline.reporting.roles import roles_of
 from pipeline.reporting.summaries import EvaluationSummary, RunSummary
-from pipeline.reporting.verdict import caveat, verdict
+from pipeline.reporting.verdict import caveat, verdicts
 from tests.reporting.demo_records import write_demo
 from tests.reporting.test_report import write_evaluation
 
@@ -79,6 +81,10 @@ def read(runs, evaluations):
     return models_of([EvaluationSummary.read(path) for path in evaluations]), [RunSummary.read(path) for path in runs]
 
 
+def verdict(models, runs):
+    return "\n".join(verdicts(roles_of(models, runs), len(models), len(runs)))
+
+
 def test_the_demos_verdict(tmp_path):
     models, runs = read(*write_demo(tmp_path))
     assert verdict(models, runs) == (
@@ -95,7 +101,7 @@ def test_the_demos_verdict(tmp_path):
         "scratch": [],
     }
     assert not any(pairs_within_noise(models, "mlm heldout", "loss").values())
-    assert caveat(models, runs).startswith("One measurement: mlm heldout, mlm prose. ")
+    assert caveat(roles_of(models, runs)).startswith("One measurement: mlm heldout, mlm prose. ")
 
 
 def test_the_teacher_is_the_one_of_the_students_run_though_a_larger_one_was_evaluated(tmp_path):
@@ -103,6 +109,9 @@ def test_the_teacher_is_the_one_of_the_students_run_though_a_larger_one_was_eval
     larger = write_evaluation(tmp_path / "larger", 1024, 1.0, {"1": 0.8, "2": 0.8})
     models, runs = read(runs, [larger, *evaluations])
     assert verdict(models, runs).startswith("Compressed from teacher ")
+    assert verdict(models, []).startswith("Compressed from teacher ")  # the recipe is where it was
+    shutil.rmtree(tmp_path / "demo" / "runs")
+    models, _ = read([], [larger, *evaluations])
     assert verdict(models, []).startswith("Compressed from larger_model ")
 
 

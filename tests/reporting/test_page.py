@@ -92,7 +92,7 @@ def test_the_demos_page(demo_page):
     assert tags.found["table"] == 7
     for heading in (
         *("The models", "Quality against size and latency", "Scores, task by task", "Training"),
-        *("Kept dimensions over time", "Attention maps", "How it was made"),
+        *("Kept dimensions over time", "Attention", "How it was made"),
     ):
         assert f"<h2>{heading}</h2>" in text, heading
     for words in (

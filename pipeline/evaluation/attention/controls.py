@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError, UserError
+from pipeline.evaluation.attention.conditions import SCRATCH, SLICE
+from pipeline.evaluation.attention.conditions import SHUFFLED as SHUFFLED
+from pipeline.evaluation.attention.conditions import STUDENT as STUDENT
+from pipeline.evaluation.attention.conditions import TEACHER as TEACHER
 
 if TYPE_CHECKING:
     from pipeline.evaluation.attention.forward import Looker
     from pipeline.evaluation.encoder import Encoder
 
-STUDENT, TEACHER, SHUFFLED, SCRATCH, SLICE = "student", "teacher", "shuffled", "scratch", "slice"
-"""What is held against the teacher: the model itself, the teacher loaded again, the model's heads in a wrong order, and
-what `--controls` names."""
 FOLD = "fold.json"
 
 

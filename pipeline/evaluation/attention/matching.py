@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from pipeline.evaluation.attention.divergences import probabilities
 from pipeline.evaluation.attention.forward import Looker
@@ -31,7 +32,9 @@ def by_assignment(teacher: Looker, model: Looker, batches: Any) -> list[Pairs]:
     costs = np.zeros((teacher.layers, teacher.heads, model.heads))
     for input_ids, columns in batches:
         for number, (theirs, ours) in enumerate(zip(teacher.look(input_ids), model.look(input_ids), strict=True)):
-            costs[number] += _costs(probabilities(theirs.attention, columns), probabilities(ours.attention, columns))
+            # fp32 is enough to choose by, and twice as fast.
+            first, second = (probabilities(layer.attention, columns).float() for layer in (theirs, ours))
+            costs[number] += head_costs(first, second).cpu().numpy()
     found = []
     for layer in costs:
         rows, columns = linear_sum_assignment(layer)
@@ -50,12 +53,20 @@ def shuffled(layers: list[Pairs]) -> list[Pairs]:
     return found
 
 
-def _costs(teacher: torch.Tensor, student: torch.Tensor) -> np.ndarray:
-    """Divergence of every head with every other, summed over the batch: (teacher's heads, student's heads)."""
-    theirs, ours = teacher.float(), student.float()  # enough to choose by, and several times as fast
+def head_costs(teacher: Tensor, student: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of every head with every other: mean over rows, summed over the batch.
 
-    def entropy(rows: torch.Tensor) -> torch.Tensor:
-        return torch.special.entr(rows).sum((0, -2, -1)) / rows.shape[-2]
+    Args:
+        teacher: probabilities above 0, (batch, heads, tokens, tokens).
+        student: the same, of any number of heads.
 
-    middle = [entropy((theirs[:, head : head + 1] + ours) / 2) for head in range(theirs.shape[1])]
-    return (torch.stack(middle) - (entropy(theirs)[:, None] + entropy(ours)) / 2).cpu().numpy()
+    Returns:
+        (teacher's heads, student's heads).
+    """
+
+    def negative_entropy(rows: Tensor) -> Tensor:
+        return (rows * rows.log()).sum((0, -2, -1)) / rows.shape[-2]  # torch.special.entr takes three times as long
+
+    # One of the teacher's heads at a time stays in the processor's cache.
+    middle = torch.stack([negative_entropy((head[:, None] + student) / 2) for head in teacher.unbind(1)])
+    return (negative_entropy(teacher)[:, None] + negative_entropy(student)) / 2 - middle

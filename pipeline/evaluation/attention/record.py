@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluation.attention.controls import SCRATCH, STUDENT, TEACHER
+from pipeline.evaluation.attention.conditions import SCRATCH, STUDENT, TEACHER
 from pipeline.evaluation.attention.observe import Condition
 
 FORMAT = "wid-attention-1"

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from pipeline.evaluation.attention.controls import SCRATCH, SLICE, STUDENT, TEACHER
+from pipeline.evaluation.attention.conditions import SCRATCH, SLICE, STUDENT, TEACHER
 from pipeline.evaluation.attention.observe import NO_SPECIAL, Condition
 
 NOISE = 2.0
