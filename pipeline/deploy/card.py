@@ -46,7 +46,11 @@ def model_card(record: Mapping[str, Any], cells: list[Cell], source: Path) -> st
 
 
 def _sizes(record: Mapping[str, Any]) -> list[str]:
-    return ["| file | MB |", "|---|---:|", *(f"| {name} | {size / 1e6:.1f} |" for name, size in record["bytes"].items())]
+    return [
+        "| file | MB |",
+        "|---|---:|",
+        *(f"| {name} | {size / 1e6:.1f} |" for name, size in record["bytes"].items()),
+    ]
 
 
 def _quality(record: Mapping[str, Any]) -> list[str]:
@@ -73,7 +77,9 @@ def _quality(record: Mapping[str, Any]) -> list[str]:
         columns = [name for name in quality if name != "measure"]
         names = list(quality[columns[0]])
         lines += ["", f"| {quality['measure']} | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-        lines += [f"| {column} | " + " | ".join(f"{quality[column][n]:.4f}" for n in names) + " |" for column in columns]
+        lines += [
+            f"| {column} | " + " | ".join(f"{quality[column][n]:.4f}" for n in names) + " |" for column in columns
+        ]
     return lines
 
 

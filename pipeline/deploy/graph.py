@@ -85,8 +85,7 @@ def _without_notes(proto: onnx.ModelProto) -> onnx.ModelProto:
 def save_graph(proto: onnx.ModelProto, path: Path) -> None:
     """Write the graph and its weights, in one file if that can hold them."""
     weights = sum(len(tensor.raw_data) for tensor in proto.graph.initializer)
-    beside = {"save_as_external_data": True, "location": f"{path.name}.data"} if weights > INSIDE else {}
-    onnx.save_model(proto, path, **beside)
+    onnx.save_model(proto, path, save_as_external_data=weights > INSIDE, location=f"{path.name}.data")
 
 
 def open_session(path: Path, threads: int = 0) -> Predict:

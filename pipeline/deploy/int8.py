@@ -97,9 +97,7 @@ def _quantise_tables(graph: onnx.GraphProto, turned: dict[str, str]) -> None:
         _take_rows(graph, node, table.name)
 
 
-def _shared(
-    graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto], copy: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _shared(graph: onnx.GraphProto, constants: dict[str, onnx.TensorProto], copy: str) -> tuple[np.ndarray, np.ndarray]:
     """The rows of a table and their scales, from its turned copy that was quantised by column and is taken away."""
     rows = np.ascontiguousarray(numpy_helper.to_array(constants[copy]).T)
     scales = numpy_helper.to_array(constants[copy.removesuffix(QUANTISED) + SCALE])

@@ -14,7 +14,7 @@ from pipeline.deploy.subject import Inputs, Predict
 BATCHES, LENGTHS = (1, 32), (32, 128, 512)
 ROUNDS, MOST_PASSES = 5, 20
 """Variants take turns; a turn has so many passes at most, after one that does not count."""
-SECONDS = 2.0
+SECONDS = 1.0
 """For each variant and cell. A pass that takes longer is measured once."""
 
 

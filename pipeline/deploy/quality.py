@@ -54,8 +54,8 @@ class MaskedTokens(Measure):
             ids = batch.input_ids
             inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
             # (windows, k, tokens): embeddings beyond the tokenizer's tokens are no predictions.
-            logits = np.take_along_axis(predict(inputs), batch.positions[..., None], axis=1)[..., : self.vocabulary.size]
-            logits = logits.astype(np.float64)
+            chosen = predict(inputs)[np.arange(len(ids))[:, None], batch.positions]
+            logits = chosen[..., : self.vocabulary.size].astype(np.float64)
             highest = logits.max(axis=-1, keepdims=True)
             normaliser = np.log(np.exp(logits - highest).sum(axis=-1)) + highest[..., 0]
             loss += float((normaliser - np.take_along_axis(logits, batch.labels[..., None], axis=-1)[..., 0]).sum())

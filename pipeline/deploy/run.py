@@ -70,6 +70,8 @@ def export_model(request: Request) -> None:
         print(notice, flush=True)
     text = read_text(request.texts, subject.encoder.tokenizer, request.source)
     task = TaskScores(subject, request.task) if request.task else None
+    if request.int8 and subject.classifies and task is None:
+        raise UserError("--int8 of a classifier needs --task and --task-data: else nothing tells what 8 bits cost it")
     with _appearing_whole(request.output) as folder:
         with writing(request.output):
             _write_tokenizer(subject, folder)

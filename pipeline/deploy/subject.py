@@ -1,6 +1,5 @@
 """What is exported: a BERT with a masked-LM head or a classifier, and its tokenizer."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.data.tokenizer_source import CONFIG_FILE as TOKENIZER_CONFIG
 from pipeline.errors import UserError
 from pipeline.evaluation.encoder import Encoder, load_classifier, load_encoder, load_masked_lm
 from pipeline.evaluation.glue.tasks import GlueTask
@@ -104,10 +102,3 @@ def check_task(subject: Subject, task: GlueTask) -> None:
         raise UserError(
             f"--model {subject.directory}: its outputs are {', '.join(found)}; those of task {task.name} are {expected}"
         )
-
-
-def says_segments(folder: Path) -> None:
-    """Let the tokenizer in `folder` give all of `INPUTS`: one of a model with one segment may leave a part out."""
-    path = folder / TOKENIZER_CONFIG
-    config = json.loads(path.read_bytes()) | {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
-    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
