@@ -13,9 +13,10 @@ from pipeline.deploy.subject import Inputs, Predict
 
 BATCHES, LENGTHS = (1, 32), (32, 128, 512)
 ROUNDS, MOST_PASSES = 5, 20
-"""Variants take turns; a turn has so many passes at most, after one that does not count."""
-SECONDS = 1.0
-"""For each variant and cell. A pass that takes longer is measured once."""
+"""Variants take so many turns, of so many passes at most."""
+SECONDS, LONGEST = 1.0, 5.0
+"""For all turns of a variant in a cell, but for one pass in each; a pass that takes longer than the second number is
+measured once."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +69,13 @@ def measure(
 def _side_by_side(variants: Mapping[str, Predict], inputs: Inputs) -> dict[str, list[float]]:
     """Milliseconds of every counted pass, in rounds: what else the machine does meets all variants alike."""
     first = {name: _pass(predict, inputs) for name, predict in variants.items()}
-    times = {name: [taken] if taken >= 1000 * SECONDS else [] for name, taken in first.items()}
-    for number in range(ROUNDS):
-        for name, predict in variants.items():
-            affordable = 1000 * SECONDS / first[name]
-            if times[name] and (first[name] >= 1000 * SECONDS or number >= affordable / 2):
-                continue
-            _pass(predict, inputs)
-            for _ in range(min(MOST_PASSES, max(1, int(affordable / ROUNDS) - 1))):
-                times[name].append(_pass(predict, inputs))
+    times = {name: [taken] if taken >= 1000 * LONGEST else [] for name, taken in first.items()}
+    for _ in range(ROUNDS):
+        for name in [name for name, taken in first.items() if taken < 1000 * LONGEST]:
+            passes = max(1, min(MOST_PASSES, int(1000 * SECONDS / ROUNDS / first[name]) - 1))
+            if passes > 1:  # short ones would feel what the variant before left in the caches
+                _pass(variants[name], inputs)
+            times[name] += [_pass(variants[name], inputs) for _ in range(passes)]
     return times
 
 

@@ -132,6 +132,9 @@ def test_variants_take_turns(monkeypatch):
     turns = [name for name, _ in itertools.groupby(order)]
     assert turns == ["a", "b"] * (1 + latency.ROUNDS)
     assert len(times["a"]) == len(times["b"]) == 10 and len(order) == 2 * (1 + latency.ROUNDS * 3)
-    monkeypatch.setattr(latency, "SECONDS", 0.01)
-    order.clear()
-    assert [len(taken) for taken in latency._side_by_side(variants, {}).values()] == [1, 1] and order == ["a", "b"]
+    for seconds, longest, counted, passes in ((0.01, 1.0, latency.ROUNDS, 1 + latency.ROUNDS), (1.0, 0.01, 1, 1)):
+        monkeypatch.setattr(latency, "SECONDS", seconds)
+        monkeypatch.setattr(latency, "LONGEST", longest)
+        order.clear()
+        found = latency._side_by_side(variants, {})
+        assert [len(taken) for taken in found.values()] == [counted, counted] and order == ["a", "b"] * passes
