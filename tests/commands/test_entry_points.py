@@ -33,6 +33,7 @@ EXPECTED = {
     "pipeline/train.py",
     "pipeline/fold.py",
     "pipeline/evaluate.py",
+    "pipeline/export.py",
     "pipeline/report.py",
     "preprocessing/train_tokenizer.py",
     "preprocessing/build_shards.py",

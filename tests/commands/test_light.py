@@ -32,7 +32,7 @@ def test_the_environment_does_refuse(bare):
     assert run(bare, "-c", "import pipeline.engine.trainer").returncode == 1
 
 
-@pytest.mark.parametrize("door", ["train", "fold", "evaluate", "report"])
+@pytest.mark.parametrize("door", ["train", "fold", "evaluate", "export", "report"])
 def test_help_needs_nothing_heavy(bare, door, tmp_path):
     result = run(bare, ROOT / "pipeline" / f"{door}.py", "--help", cwd=tmp_path)
     assert result.returncode == 0 and "--help" in result.stdout, result.stderr

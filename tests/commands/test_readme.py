@@ -31,6 +31,7 @@ SMALL = {
     "pipeline/fold.py": "",
     "pipeline/evaluate.py": "--seeds 1 --max-length 16 --epochs 1",
     "pipeline/report.py": "",
+    "pipeline/export.py": "",
 }
 """Scripts whose commands are run, and what makes them short: the last occurrence of an option wins."""
 
@@ -127,6 +128,7 @@ def test_the_real_run_as_written(tmp_path):
         run(f"{command} {SMALL[script_of(command)]}", tmp_path)
     weights = tmp_path / "students" / "11m" / "model.safetensors"
     assert weights.stat().st_mode & 0o777 == (tmp_path / "students" / "11m" / "config.json").stat().st_mode & 0o777
+    assert (tmp_path / "services" / "11m" / "model_int8.onnx").is_file()
     assert "sst2 accuracy" in (tmp_path / "report" / "report.md").read_text()
 
     block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
