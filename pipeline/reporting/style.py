@@ -16,7 +16,7 @@ header ul { margin: .6rem 0; padding-left: 1.2rem; font-size: .95rem; }
 .roles :is(th, td):nth-child(2), :is(.attention, .rows) :is(th, td):last-child { text-align: left; min-width: 11rem; }
 .tables td { white-space: nowrap; }
 .tables td small, .rows td:last-child { white-space: normal; }
-.attention caption small { display: block; margin-left: 0; }
+.attention caption small { display: block; margin-left: 0; max-width: min(60rem, calc(100vw - 2rem)); }
 .note { margin: .5rem 0; max-width: 46rem; }
 /* A shadow at the right says that there is more of a table. */
 .scroll { overflow-x: auto; max-width: 100%; margin: 0 0 1.2rem;
