@@ -25,6 +25,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
@@ -170,8 +171,8 @@ class BuildDirectory:
 
     def news(self, marker: str) -> list[Work]:
         """What tasks went through that were marked as done, by any process, since this was called last."""
-        found = [path for path in self.work.glob(f"{marker}_*.json") if path.name not in self._counted]
-        found = [path for path in found if self._is_own(path)]
+        own = filter(self._is_own, self.work.glob(f"{marker}_*.json"))
+        found = [path for path in own if path.name not in self._counted]
         self._counted.update(path.name for path in found)
         done = [json.loads(path.read_bytes()) for path in found]
         return [Work(fields["documents"], fields["text_bytes"]) for fields in done]
@@ -239,12 +240,15 @@ class BuildDirectory:
         write_atomically(self.work / "parts", str(self._part.count).encode())
 
     def _copy_tokenizer(self, tokenizer: Path) -> None:
-        """Put it in place whole: other parts read it already, or a killed run has left half of it."""
-        if not self.tokenizer.exists():
-            copy = self.work / f"{TOKENIZER_NAME}.new"
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(tokenizer, copy)
-            os.replace(copy, self.tokenizer)
+        """Put it in place, unless it is there whole: other parts may be reading it."""
+        with suppress(DataError):  # none there, or what a power cut has left
+            if tokenizer_fingerprint(self.tokenizer) == tokenizer_fingerprint(tokenizer):
+                return
+        copy = self.work / f"{TOKENIZER_NAME}.new"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(tokenizer, copy)
+        shutil.rmtree(self.tokenizer, ignore_errors=True)
+        os.replace(copy, self.tokenizer)
 
     def _clear(self) -> None:
         """Remove what killed runs have left half-written, but nothing of parts that run."""

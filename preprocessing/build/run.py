@@ -24,9 +24,7 @@ from preprocessing.tokenizing.tokenizer import save_tokenizer
 
 def build_shards(arguments: argparse.Namespace, ranks: Ranks) -> None:
     """Build on all ranks what the command line asks for."""
-    if arguments.part and ranks.size > 1:
-        raise UserError("--part is for one process: start it without MPI, or all ranks without --part")
-    plan = ranks.share(lambda: make_plan(arguments))
+    plan = ranks.share(lambda: make_plan(arguments, ranks.size))
     if plan is None:
         return
     build, tasks = plan.build, plan.tasks
@@ -62,8 +60,10 @@ class Plan:
     duplicates_known: bool
 
 
-def make_plan(arguments: argparse.Namespace) -> Plan | None:
+def make_plan(arguments: argparse.Namespace, ranks: int) -> Plan | None:
     """Claim the output directory or continue in it; None if it is finished."""
+    if arguments.part and ranks > 1:
+        raise UserError("--part is for one process: start it without MPI, or all ranks without --part")
     cleaning = Cleaning(arguments.reflow, arguments.min_length, skip_faults=arguments.on_error == "skip")
     sources = expand_specs(arguments.input)
     tasks = plan_tasks(sources, arguments.shard_tokens)
@@ -112,7 +112,8 @@ def _check_all_read(build: BuildDirectory, plan: Plan) -> None:
     count = build.parts()
     if plan.unread and count:
         missing = listed_numbers(part_number(task.index, count) for task in plan.unread)
-        raise UserError(f"{build.output}: of {count} parts these are missing or unfinished: {missing}")
+        hint = f"build them with --part I/{count} and merge again"
+        raise UserError(f"{build.output}: of {count} parts these are missing or unfinished: {missing}; {hint}")
 
 
 def print_summary(output: Path, manifest: Manifest) -> None:

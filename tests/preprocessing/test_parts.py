@@ -103,7 +103,8 @@ def test_missing_parts_are_named(build, tmp_path):
     build("--part", "2/5")
     before = contents(out)
     code, _, err = build("--merge")
-    assert (code, err) == (2, f"error: {out}: of 5 parts these are missing or unfinished: 1,3-5\n")
+    hint = "build them with --part I/5 and merge again"
+    assert (code, err) == (2, f"error: {out}: of 5 parts these are missing or unfinished: 1,3-5; {hint}\n")
     assert before.items() <= contents(out).items()
 
 
@@ -111,7 +112,7 @@ def test_a_part_whose_files_are_gone_is_missing(build, tmp_path):
     for number in (1, 2, 3):
         build("--part", f"{number}/3")
     (tmp_path / "out" / ".build" / "ids_00004.bin").unlink()
-    assert build("--merge")[2].endswith("unfinished: 2\n")
+    assert "unfinished: 2; build them" in build("--merge")[2]
     assert build("--part", "2/3")[0] == 0 and build("--merge")[0] == 0
 
 
