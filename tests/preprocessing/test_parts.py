@@ -163,6 +163,17 @@ def test_a_finished_part_and_a_finished_build_are_left_alone(build, whole, read,
     assert contents(tmp_path / "out") == whole
 
 
+def test_the_tokenizer_of_other_parts_stays_unless_it_is_broken(build, whole, tmp_path):
+    tokenizer = tmp_path / "out" / ".build" / "tokenizer"
+    build("--part", "1/3")
+    place = tokenizer.stat().st_ino
+    build("--part", "2/3")
+    assert tokenizer.stat().st_ino == place
+    (tokenizer / "tokenizer.json").write_bytes(b"")
+    assert build("--part", "3/3")[0] == build("--merge")[0] == 0
+    assert contents(tmp_path / "out") == whole
+
+
 def test_a_killed_part_starts_again_and_touches_no_other(build, corpus, read, tmp_path):
     (tmp_path / "in3.txt").write_text("\n".join(sentences(4_000, seed=3)) + "\n")
     work = tmp_path / "out" / ".build"

@@ -8,6 +8,7 @@ import sys
 import time
 from itertools import product
 
+import numpy as np
 import pytest
 
 from pipeline.data.indexed import IndexedReader
@@ -15,7 +16,7 @@ from pipeline.data.manifest import quick_check
 from pipeline.errors import DataError, UserError
 from preprocessing import build_shards
 from preprocessing.build.output import BuildDirectory
-from preprocessing.build.sharding import TaskWriter
+from preprocessing.build.sharding import TaskWriter, shard_bounds
 from preprocessing.tokenizing.tokenizer import load_fast
 from tests.support import ROOT
 from tests.support.shards import contents, run_script, sentences, write_vocabulary
@@ -66,6 +67,25 @@ def test_a_shard_is_closed_at_its_size_within_a_task(corpus, tmp_path, monkeypat
     build(monkeypatch, corpus, tmp_path / "out")
     names = [shard.name for shard in quick_check(tmp_path / "out").shards]
     assert names == [f"shard_00000_{i:03d}" for i in range(len(names))] and len(names) > 3
+
+
+def bounds_one_by_one(lengths, shard_tokens):
+    """Document after document: a shard ends with the one that fills it, and what holds no token is no shard."""
+    found, first, tokens = [], 0, 0
+    for place, length in enumerate(lengths):
+        tokens += length
+        if tokens >= shard_tokens:
+            found.append((first, place + 1))
+            first, tokens = place + 1, 0
+    return [*found, (first, len(lengths))] if tokens else found
+
+
+def test_no_document_is_cut_and_a_shard_ends_with_the_one_that_fills_it():
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        lengths = draw.integers(0, 4, int(draw.integers(0, 9)))
+        size = int(draw.integers(1, 8))
+        assert list(shard_bounds(lengths, size)) == bounds_one_by_one(lengths.tolist(), size), (lengths, size)
 
 
 def test_same_bytes_from_one_and_two_workers(corpus, tmp_path, monkeypatch):
