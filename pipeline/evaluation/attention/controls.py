@@ -6,9 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import DataError, UserError
 from pipeline.evaluation.attention.conditions import SCRATCH, SLICE
-from pipeline.evaluation.attention.conditions import SHUFFLED as SHUFFLED
-from pipeline.evaluation.attention.conditions import STUDENT as STUDENT
-from pipeline.evaluation.attention.conditions import TEACHER as TEACHER
 
 if TYPE_CHECKING:
     from pipeline.evaluation.attention.forward import Looker

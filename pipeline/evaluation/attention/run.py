@@ -14,15 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.data.manifest import TOKENIZER_NAME
 from pipeline.errors import DataError, UserError
-from pipeline.evaluation.attention.controls import (
-    SCRATCH,
-    SHUFFLED,
-    SLICE,
-    STUDENT,
-    TEACHER,
-    parse_controls,
-    rebuild_slice,
-)
+from pipeline.evaluation.attention.conditions import SCRATCH, SHUFFLED, SLICE, STUDENT, TEACHER
+from pipeline.evaluation.attention.controls import parse_controls, rebuild_slice
 from pipeline.evaluation.items import Item, Outcome, Values
 from pipeline.evaluation.mlm import check_vocabulary, find_shards
 from pipeline.evaluation.progress import Progress
