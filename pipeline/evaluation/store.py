@@ -21,6 +21,10 @@ from pipeline.evaluation.results import RESULTS, Results
 from pipeline.files import write_atomically, writing
 
 
+FOLDERS = {"predictions", ITEMS}
+"""What is made before anything is written."""
+
+
 class ResultStore(Results):
     """The results of a directory that is being written."""
 
@@ -52,7 +56,8 @@ class ResultStore(Results):
         self._order, self._averages = order, averages or {}
         if output.exists() and not output.is_dir():
             raise UserError(f"--output {output}: it is a file, not a directory")
-        if output.is_dir() and any(not entry.name.startswith(".") for entry in output.iterdir()):
+        found = {entry.name for entry in output.iterdir() if entry.name[0] != "."} if output.is_dir() else set()
+        if not found <= FOLDERS:  # another process may have made these a moment ago
             self._check_header()
         self._records = read_records(output)
         super().__init__(self._compose())
@@ -102,7 +107,7 @@ class ResultStore(Results):
             UserError: it cannot be made.
         """
         try:
-            for folder in ("predictions", ITEMS):
+            for folder in FOLDERS:
                 (self.output / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--output {self.output}: it cannot be made ({error.strerror})") from None
