@@ -20,7 +20,6 @@ from pipeline.evaluation.records import ITEMS, Averages, Record, compose, finish
 from pipeline.evaluation.results import RESULTS, Results
 from pipeline.files import write_atomically, writing
 
-
 FOLDERS = {"predictions", ITEMS}
 """What is made before anything is written."""
 

@@ -106,7 +106,7 @@ def test_an_item_whose_file_is_gone_or_that_is_to_leave_more_is_not_done(tmp_pat
 
 def test_a_directory_that_another_process_makes_at_this_moment_is_taken(tmp_path):
     for folder in ("items", "predictions"):
-        (tmp_path / "out" / folder).mkdir(parents=True)
+        (tmp_path / "out" / folder).mkdir(parents=True, exist_ok=True)
         store(tmp_path / "out", item("rte", 1)).open(1.0)
         (tmp_path / "out/results.json").unlink()
     (tmp_path / "out/notes.txt").touch()
