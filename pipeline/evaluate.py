@@ -51,7 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", default="1,2,3", help="comma-separated (default: %(default)s)")
     parser.add_argument("--epochs", type=float, help="(default: by task, 3 to 10)")
     parser.add_argument("--batch-size", help="sequences (default: 32)")
-    parser.add_argument("--learning-rate", help="peak (default: by task and width, 3e-5 to 2e-4)")
+    parser.add_argument("--learning-rate", help="peak (default: by task and width, 3e-5 to 3e-4)")
     parser.add_argument(
         "--grid",
         choices=("split", "dev"),

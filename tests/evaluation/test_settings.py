@@ -19,25 +19,33 @@ NOTHING = AskedSettings()
 ALL = AskedSettings(3.0, (32,), (3e-5,))
 
 
+WIDTHS = (256, 384, 576, 577)
+"""The widest of each class."""
+
+
 def test_every_task_has_a_default_and_narrow_models_a_higher_rate():
-    assert default_settings("mrpc", 384, 128) == Settings(4.0, 32, 2e-4, 128)
+    assert default_settings("mrpc", 384, 128) == Settings(5.0, 32, 1e-4, 128)
+    assert default_settings("mrpc", 257, 128) == default_settings("mrpc", 384, 128)
+    assert default_settings("stsb", 108, 128) == Settings(10.0, 32, 3e-4, 128)
     assert default_settings("sst2", 192, 64) == Settings(3.0, 32, 1e-4, 64)
     assert default_settings("mnli", 516, 128).learning_rate == 5e-5
     for name in GLUE_TASKS:
-        rates = [default_settings(name, width, 128).learning_rate for width in (192, 384, 385, 516, 577, 768)]
-        assert rates == sorted(rates, reverse=True) and 1e-4 <= rates[0] == rates[1] <= 3e-4 and rates[-1] == 3e-5
+        defaults = [default_settings(name, width, 128) for width in WIDTHS]
+        rates, epochs = [each.learning_rate for each in defaults], [each.epochs for each in defaults]
+        assert rates == sorted(rates, reverse=True) and epochs == sorted(epochs, reverse=True)
+        assert 1e-4 <= rates[0] <= 3e-4 and rates[-1] == 3e-5
 
 
 def test_the_documents_table_is_what_is_used():
     text = (ROOT / "docs" / "formats.md").read_text()
-    rows = re.findall(r"^\| ([a-z0-9_, ]+) \| (\d+) \| 32 \| (\S+) \| (\S+) \| (\S+) \|$", text, re.MULTILINE)
-    stated = {name: (float(epochs), *map(float, rates)) for names, epochs, *rates in rows for name in names.split(", ")}
-    used = {
-        name: [default_settings(name, width, 128) for width in (384, 576, 577)] for name in (*GLUE_TASKS, *VERSIONS)
-    }
-    assert stated == {
-        name: (settings[0].epochs, *(each.learning_rate for each in settings)) for name, settings in used.items()
-    }
+    rows = re.findall(r"^\| ([a-z0-9_, ]+) \| (.* x .*) \|$", text, re.MULTILINE)
+    stated = {name: cells for names, cells in rows for name in names.split(", ")}
+    used = {}
+    for name in (*GLUE_TASKS, *VERSIONS):
+        defaults = [default_settings(name, width, 128) for width in WIDTHS]
+        assert {each.batch_size for each in defaults} == {32}
+        used[name] = [(each.epochs, each.learning_rate) for each in defaults]
+    assert {n: [tuple(map(float, c.split(" x "))) for c in cells.split(" | ")] for n, cells in stated.items()} == used
 
 
 def test_what_was_asked_for_wins():
@@ -61,7 +69,7 @@ def test_a_directory_belongs_to_one_set(tmp_path):
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["settings"]["epochs"] is None and found["settings"]["max_length"] == 128
     assert found["settings"]["threads"] == 1 and found["settings"]["precision"] == "fp32"
-    shape = {"epochs": 4.0, "batch_size": 32, "learning_rate": 2e-4, "max_length": 128, "precision": "fp32"}
+    shape = {"epochs": 5.0, "batch_size": 32, "learning_rate": 1e-4, "max_length": 128, "precision": "fp32"}
     assert found["task_settings"] == {"mrpc": shape}
     again = store(NOTHING)
     again.plan(mrpc)
