@@ -55,6 +55,12 @@ def shards_stage(name: str, specs: Iterable[str], tokenizer: Path, output: Path,
     return Stage(name, command, (tokenizer,), (output / "manifest.json",))
 
 
+def verify_stage(name: str, directories: Iterable[Path]) -> Stage:
+    """Every byte of shard directories, against their manifests."""
+    read = tuple(directories)
+    return Stage(name, _command("preprocessing/verify_shards.py", *read), read, (), always=True)
+
+
 def train_stage(name: str, recipe: str, deepspeed_config: str, run: Path, *options: object) -> Stage:
     """A training run.
 
