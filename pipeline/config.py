@@ -317,7 +317,9 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """What decides the training, and so what a run is: all but `sources` and `evaluation`."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ("sources", "evaluation")}
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if name not in ("sources", "evaluation")
+        }
 
     def with_absolute_paths(self) -> "Recipe":
         """The same recipe whose paths mean the same from any working directory; a hub name stays a hub name."""

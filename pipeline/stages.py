@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config import load_recipe
+from pipeline.config import Recipe, load_recipe
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,6 +32,7 @@ class Stage:
         launcher: `deepspeed` starts the script once per rank, `python` once.
         resources: what it works on: `cpu` cores alone, or a `gpu` where there is one.
         always: the command finds out by itself what is left to do, so that its outputs do not tell.
+        share: the option, with I/N behind it, that makes the command do one of N parts of the work.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Stage:
     launcher: Literal["python", "deepspeed"] = "python"
     resources: Literal["cpu", "gpu"] = "cpu"
     always: bool = False
+    share: str | None = None
 
     @property
     def done(self) -> bool:
@@ -48,20 +50,23 @@ class Stage:
         return not self.always and all(path.exists() for path in self.outputs)
 
 
-def shards_stage(name: str, specs: Iterable[str], tokenizer: Path, output: Path, workers: int) -> Stage:
-    """Text to token shards."""
+def shards_stage(
+    name: str, specs: Iterable[str], tokenizer: Path, output: Path, workers: int, *options: object
+) -> Stage:
+    """Text to token shards; with the option `--merge`, the end of a build whose parts were made one by one."""
     arguments = ("--input", *specs, "--tokenizer", tokenizer, "--output", output, "--workers", workers)
-    command = _command("preprocessing/build_shards.py", *arguments)
-    return Stage(name, command, (tokenizer,), (output / "manifest.json",))
+    command = _command("preprocessing/build_shards.py", *arguments, *options)
+    return Stage(name, command, (tokenizer,), (output / "manifest.json",), share="--part")
 
 
-def verify_stage(name: str, directories: Iterable[Path]) -> Stage:
-    """Every byte of shard directories, against their manifests."""
-    read = tuple(directories)
-    return Stage(name, _command("preprocessing/verify_shards.py", *read), read, (), always=True)
+def verify_stage(name: str, shards: Path) -> Stage:
+    """Every byte of a shard directory, against its manifest."""
+    return Stage(name, _command("preprocessing/verify_shards.py", shards), (shards,), (), always=True)
 
 
-def train_stage(name: str, recipe: str, deepspeed_config: str, run: Path, *options: object) -> Stage:
+def train_stage(
+    name: str, recipe: str, deepspeed_config: str, run: Path, *options: object, resolved: Recipe | None = None
+) -> Stage:
     """A training run.
 
     Args:
@@ -70,9 +75,10 @@ def train_stage(name: str, recipe: str, deepspeed_config: str, run: Path, *optio
         deepspeed_config: likewise.
         run: the run directory.
         options: recipe keys and their values, as on the command line.
+        resolved: what the file will hold, where it is not written yet.
     """
     how = ("--config", recipe, "--deepspeed_config", deepspeed_config)
-    resolved = load_recipe(ROOT / recipe, [str(option) for option in options])
+    resolved = resolved or load_recipe(ROOT / recipe, [str(option) for option in options])
     command = _command("pipeline/train.py", *how, *options, "--output", run)
     inputs = [ROOT / recipe, ROOT / deepspeed_config, *(ROOT / shards for shards, _ in resolved.data.sources())]
     last = run / "checkpoints" / f"step_{resolved.train.steps}" / "complete.json"
@@ -90,7 +96,8 @@ def evaluate_stage(name: str, model: Path, tasks: str, data: Path, output: Path,
     """Scores of a model."""
     where = ("--data", data, "--output", output)
     command = _command("pipeline/evaluate.py", "--model", model, "--tasks", tasks, *where, *options)
-    return Stage(name, command, (model, data), (output / "results.json",), resources="gpu", always=True)
+    scores = (output / "results.json",)
+    return Stage(name, command, (model, data), scores, resources="gpu", always=True, share="--items")
 
 
 def report_stage(name: str, directories: Iterable[Path], output: Path) -> Stage:

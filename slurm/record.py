@@ -9,7 +9,6 @@ cancelled          left by cancel.py until the next submit.py        lock       
 import dataclasses
 import fcntl
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,7 +33,9 @@ class JobRecord:
         number: empty while sbatch is at work.
         array: how many jobs share the stage.
         after: numbers of the jobs that it waits for.
+        work: hash of what its batch file runs.
         submission: counts the calls of submit.py.
+        revision: of the code at submission.
         owner: the run that submitted it, if it is another one that makes the same shards.
     """
 
@@ -43,6 +44,7 @@ class JobRecord:
     number: str = ""
     array: int = 1
     after: tuple[str, ...] = ()
+    work: str = ""
     submission: int = 1
     revision: str = ""
     owner: str = ""
@@ -56,6 +58,8 @@ class Record:
     jobs: list[JobRecord] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     """Why a stage of this run is not queued, by its name."""
+    shards: str = ""
+    """The directory in the cache that the run shares with others of the same text."""
 
     @property
     def folder(self) -> Path:
@@ -88,6 +92,10 @@ class Record:
         """What a job wrote at its end: `code` and `time`; None if it did not get that far."""
         return self._state(job, task, "ended")
 
+    def succeeded(self, job: JobRecord, task: int = 1) -> bool:
+        """Whether a job said at its end that all went well."""
+        return (self.ended(job, task) or {}).get("code") == 0
+
     def begun(self, job: JobRecord, task: int = 1) -> dict[str, int] | None:
         """What a job wrote at its latest start: `time`, and `restarts`."""
         return self._state(job, task, "begun")
@@ -107,7 +115,8 @@ class Record:
 
     def save(self) -> None:
         """Write jobs.json, whole."""
-        content = {"jobs": [dataclasses.asdict(job) for job in self.jobs], "left_out": self.left_out}
+        jobs = [dataclasses.asdict(job) for job in self.jobs]
+        content = {"jobs": jobs, "left_out": self.left_out, "shards": self.shards}
         write_atomically(self.folder / "jobs.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -126,7 +135,7 @@ def read_record(run: Path, must_exist: bool = True) -> Record:
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
         record.jobs = [JobRecord(**{**job, "after": tuple(job["after"])}) for job in content["jobs"]]
-        record.left_out = dict(content["left_out"])
+        record.left_out, record.shards = dict(content["left_out"]), content["shards"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected a list of jobs, found {error!r}") from error
     return record
@@ -153,7 +162,3 @@ def locked(path: Path, meaning: str) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks
         yield
-
-
-def now() -> int:
-    return int(time.time())

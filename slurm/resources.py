@@ -44,9 +44,8 @@ class Resources:
                 yield f"{name} must be at least {least}, not {getattr(self, name)}"
         if self.time is not None and not _TIME.fullmatch(self.time):
             yield f'time must be written in quotes, such as "24:00:00" or "2-00:00:00", not {self.time}'
-        if self.extra is not None and not (
-            isinstance(self.extra, list) and all(isinstance(option, str) and option[:2] == "--" for option in self.extra)
-        ):
+        extra = [] if self.extra is None else self.extra
+        if not isinstance(extra, list) or not all(isinstance(option, str) and option[:2] == "--" for option in extra):
             yield f"extra must be a list of options such as --constraint=a100, not {self.extra!r}"
 
     @property
@@ -106,8 +105,8 @@ class Site:
                 yield f'{name}.time is missing: give the stage, or {DEFAULTS}, a limit such as "24:00:00"'
             if resources.array > 1 and name not in ("shards", "evaluate"):
                 yield f"{name}.array must be 1: only shards and evaluate can be shared among jobs"
-            if resources.nodes > 1 and name != "train":
-                yield f"{name}.nodes must be 1: only training spans nodes"
+            if name != "train" and (resources.nodes > 1 or resources.gpus > 1):
+                yield f"{name} has one process: give it one node, and one GPU at most"
 
 
 def load_site(path: Path) -> Site:
