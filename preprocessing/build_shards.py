@@ -9,6 +9,7 @@ if not __package__:
 
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.launch import add_launcher_arguments, only_rank_zero, positive_int
+from preprocessing.build.parts import part_option
 from preprocessing.build.ranks import joined_ranks
 from preprocessing.build.reflow import MODES
 from preprocessing.readers.specs import SPEC_HELP
@@ -40,6 +41,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--min-length", type=positive_int, default=1, metavar="N", help=length_help)
     error_help = "what undecodable bytes and malformed records do: end the run, or cost their document"
     parser.add_argument("--on-error", choices=("stop", "skip"), default="stop", help=f"{error_help} (default: stop)")
+    step = parser.add_mutually_exclusive_group()
+    part_help = "read and tokenize part I of N alone, on any machine that sees DIR; then end the build with --merge"
+    step.add_argument("--part", type=part_option, metavar="I/N", help=part_help)
+    step.add_argument(
+        "--merge", action="store_true", help="end the build whose parts are all there, or name the missing"
+    )
     add_launcher_arguments(parser)
     return parser.parse_args()
 

@@ -41,6 +41,13 @@ def dtype_code(vocab_size: int) -> int:
     return 8 if vocab_size < UINT16_VOCAB_LIMIT else 4
 
 
+def stored_ids(ids: np.ndarray, vocab_size: int) -> np.ndarray:
+    """`ids` (tokens,) of any integer type in the one that shards hold. ValueError if one is not in [0, vocab_size)."""
+    if ids.ndim != 1 or (ids.size and not 0 <= ids.min() <= ids.max() < vocab_size):
+        raise ValueError(f"a document is one row of ids in [0, {vocab_size})")
+    return ids.astype(DTYPES[dtype_code(vocab_size)])
+
+
 @dataclass(frozen=True)
 class ShardInfo:
     """What the manifest records about one shard; `bytes` is the size of NAME.bin, hashes are hex SHA-256."""
@@ -72,15 +79,18 @@ class IndexedWriter:
     def documents(self) -> int:
         return len(self._lengths)
 
-    def add(self, ids: np.ndarray) -> None:
-        """Append one document: ids (tokens,) of any integer type, each in [0, vocab_size), else ValueError."""
-        if ids.ndim != 1 or (ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size):
-            raise ValueError(f"a document is one row of ids in [0, {self.vocab_size})")
-        raw = ids.astype(DTYPES[self.code]).tobytes()
+    def add(self, ids: np.ndarray, lengths: np.ndarray | None = None) -> None:
+        """Append documents that follow each other.
+
+        Args:
+            ids: (tokens,) of any integer type, each in [0, vocab_size), else ValueError.
+            lengths: (documents,) tokens of each, which add up to those of `ids`; without them it is one document.
+        """
+        raw = stored_ids(ids, self.vocab_size).tobytes()
         with writing(self._bin):
             self._stream.write(raw)
         self._digest.update(raw)
-        self._lengths.append(ids.size)
+        self._lengths.extend([ids.size] if lengths is None else lengths.tolist())
         self.tokens += ids.size
 
     def finish(self) -> ShardInfo:

@@ -1,120 +1,76 @@
-"""The second pass: tokenize what the first left of a task, but the duplicates, and write its shards and marker.
+"""The second pass: the documents of a task that are no duplicates become its shards; only ids are copied.
 
 A task is a pure function of its text, the duplicates, the tokenizer and the shard size, so whoever runs it, and
 however often, the shards are the same bytes.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
-from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.data.indexed import IndexedWriter, ShardInfo
-from preprocessing.build.cleaning import cleaned_texts
+from pipeline.data.indexed import DTYPES, IndexedWriter, ShardInfo, dtype_code
 from preprocessing.build.duplicates import duplicates_of
-from preprocessing.build.output import TaskResult, clean_result_of, write_marker
+from preprocessing.build.output import TaskResult, ids_path, lengths_path, read_result_of, write_marker
 from preprocessing.build.plan import Task
-from preprocessing.tokenizing.cutting import Cutter, load_cutter
-from preprocessing.tokenizing.tokenizer import Encoder, load_encoder
-
-_BATCH_CHARACTERS = 1 << 18
-"""Enough text per call to hide its overhead, little enough to stay in memory: encodings take 100 times their text."""
 
 
 @dataclass(frozen=True)
-class TaskRunner:
-    """Runs tasks of one build; small, so that every worker process gets its own copy."""
+class TaskWriter:
+    """Runs the second pass of tasks; small, so that every worker process gets its own copy."""
 
     output: Path
-    tokenizer: Path
     shard_tokens: int
 
     def __call__(self, task: Task) -> TaskResult:
         """Write the task's shards and marker, or leave no shard half-written."""
-        encoder, cutter = _tools(self.tokenizer)
-        shards = _ShardSeries(self.output, task.index, encoder.vocab_size, self.shard_tokens)
-        first_pass = clean_result_of(self.output, task.index)
-        duplicate = duplicates_of(self.output, task.index, first_pass.documents)
-        skipped, text_bytes = Counter(first_pass.left_out), 0
-        if duplicate.any():
-            skipped["duplicate"] = int(duplicate.sum())
-        pairs = zip(cleaned_texts(self.output, task.index), duplicate.tolist(), strict=True)
-        texts = (text for text, left_out in pairs if not left_out)
-        try:
-            for text, ids in encode(encoder, cutter, texts):
-                text_bytes += len(text.encode())
-                # Text of control characters alone is as empty as none.
-                if ids.size:
-                    shards.add(ids)
-                else:
-                    skipped["empty"] += 1
-            finished = shards.finish()
-        except BaseException:
-            shards.discard()
-            raise
-        documents = sum(shard.documents for shard in finished)
-        result = TaskResult(documents, text_bytes, finished, dict(skipped))
+        read = read_result_of(self.output, task.index)
+        lengths = np.fromfile(lengths_path(self.output, task.index), dtype="<i4")
+        duplicate = duplicates_of(self.output, task.index, read.documents)
+        # Text of control characters alone is as empty as none.
+        empty = ~duplicate & (lengths == 0)
+        skipped = Counter(read.left_out)
+        for reason, left_out in (("duplicate", duplicate), ("empty", empty)):
+            if left_out.any():
+                skipped[reason] += int(left_out.sum())
+        shards = tuple(self._shards(task.index, lengths, ~duplicate & ~empty, read.vocab_size))
+        result = TaskResult(read.documents, read.text_bytes, shards, dict(skipped))
         write_marker(self.output, task.index, result)
         return result
 
+    def _shards(self, task: int, lengths: np.ndarray, kept: np.ndarray, vocab_size: int) -> Iterator[ShardInfo]:
+        """Write the kept documents; lengths and kept are (documents,).
 
-def encode(encoder: Encoder, cutter: Cutter, texts: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each text with its ids (tokens,) int32, without special tokens; long texts are encoded in parts."""
-    for batch in _batches(texts):
-        cut = [list(cutter.parts(text, _BATCH_CHARACTERS)) for text in batch]
-        ids = (ids for parts in _batches(chain.from_iterable(cut)) for ids in encoder(parts))
-        for text, parts in zip(batch, cut, strict=True):
-            yield text, np.concatenate(list(islice(ids, len(parts))))
-
-
-@cache
-def _tools(directory: Path) -> tuple[Encoder, Cutter]:
-    return load_encoder(directory), load_cutter(directory)
-
-
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
-    batch, characters = list[str](), 0
-    for text in texts:
-        batch.append(text)
-        characters += len(text)
-        if characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
+        One shard's ids are in memory at a time: a file that cannot be cut is one task, whatever its size.
+        """
+        starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+        for number, (first, end) in enumerate(shard_bounds(np.where(kept, lengths, 0), self.shard_tokens)):
+            dtype, count = DTYPES[dtype_code(vocab_size)], int(starts[end] - starts[first])
+            offset = int(starts[first]) * dtype.itemsize
+            ids = np.fromfile(ids_path(self.output, task), dtype, count, offset=offset)
+            here = kept[first:end]
+            writer = IndexedWriter(self.output / f"shard_{task:05d}_{number:03d}", vocab_size)
+            try:
+                writer.add(ids[np.repeat(here, lengths[first:end])], lengths[first:end][here])
+                shard = writer.finish()
+            except BaseException:
+                writer.discard()
+                raise
+            yield shard
 
 
-class _ShardSeries:
-    """The shards of one task: a shard is closed once it holds `shard_tokens`; documents are never cut."""
+def shard_bounds(lengths: np.ndarray, shard_tokens: int) -> Iterator[tuple[int, int]]:
+    """Which documents each shard holds, first and one past the last; none are cut.
 
-    def __init__(self, output: Path, task: int, vocab_size: int, shard_tokens: int) -> None:
-        self._prefix = f"shard_{task:05d}"
-        self._output = output
-        self._vocab_size = vocab_size
-        self._shard_tokens = shard_tokens
-        self._writer: IndexedWriter | None = None
-        self._finished: list[ShardInfo] = []
-
-    def add(self, ids: np.ndarray) -> None:
-        if self._writer is None:
-            name = f"{self._prefix}_{len(self._finished):03d}"
-            self._writer = IndexedWriter(self._output / name, self._vocab_size)
-        self._writer.add(ids)
-        if self._writer.tokens >= self._shard_tokens:
-            self.finish()
-
-    def finish(self) -> tuple[ShardInfo, ...]:
-        """Close the open shard, if any, and return all."""
-        if self._writer is not None:
-            self._finished.append(self._writer.finish())
-            self._writer = None
-        return tuple(self._finished)
-
-    def discard(self) -> None:
-        """Drop the open shard; finished ones stay, a later run writes the same again."""
-        if self._writer is not None:
-            self._writer.discard()
+    Args:
+        lengths: (documents,) tokens of each, 0 for one that is left out.
+        shard_tokens: a shard ends with the document that reaches this.
+    """
+    ends = np.cumsum(lengths, dtype=np.int64)
+    first, before = 0, 0
+    while len(ends) and before < ends[-1]:
+        last = min(int(np.searchsorted(ends, before + shard_tokens)), len(ends) - 1)
+        yield first, last + 1
+        first, before = last + 1, int(ends[last])

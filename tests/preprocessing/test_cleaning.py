@@ -14,9 +14,10 @@ from pipeline.data.manifest import quick_check
 from pipeline.errors import DataError, UserError
 from preprocessing import build_shards
 from preprocessing.build import duplicates
-from preprocessing.build.cleaning import Cleaner, Cleaning, cleaned_texts
-from preprocessing.build.output import BUILD_NAME
+from preprocessing.build.cleaning import Cleaning, clean_texts
 from preprocessing.build.plan import plan_tasks, source_hash
+from preprocessing.build.reading import TaskReader
+from preprocessing.readers.documents import Tally
 from preprocessing.readers.specs import expand_specs, read_documents
 from preprocessing.tokenizing.tokenizer import load_fast
 from tests.support.shards import contents, sentences, write_vocabulary
@@ -82,10 +83,8 @@ def test_reflow_is_an_option_of_any_reader(build, tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": wrapped}) + "\n")
     texts, _ = build(f"jsonl:{tmp_path}/a.jsonl")
     assert "well - the" in texts[0]
-    cleaner = Cleaner(tmp_path, Cleaning(reflow="auto"))
-    (tmp_path / BUILD_NAME).mkdir()
-    cleaner(plan_tasks(expand_specs([f"jsonl:{tmp_path}/a.jsonl"]), 500)[0])
-    assert list(cleaned_texts(tmp_path, 0)) == [wrapped.replace("-\n", "-")]
+    task = plan_tasks(expand_specs([f"jsonl:{tmp_path}/a.jsonl"]), 500)[0]
+    assert list(clean_texts(task.pieces, Cleaning(reflow="auto"), Tally())) == [wrapped.replace("-\n", "-")]
 
 
 BAD = {
@@ -134,18 +133,18 @@ def test_skipping_gives_the_same_bytes_from_two_workers(build, tmp_path, capfd):
 def test_a_restart_reads_again_only_what_no_task_has_read(build, tmp_path, monkeypatch):
     spec = write_lines(tmp_path / "a.txt", sentences(200))
     expected = build(spec, name="whole")
-    original, read = Cleaner.__call__, []
+    original, read = TaskReader.__call__, []
 
-    def failing(cleaner, task):
+    def failing(reader, task):
         if len(read) == 2:
             raise OSError("power cut")
         read.append(task.index)
-        return original(cleaner, task)
+        return original(reader, task)
 
-    monkeypatch.setattr(Cleaner, "__call__", failing)
+    monkeypatch.setattr(TaskReader, "__call__", failing)
     with pytest.raises(OSError, match="power cut"):
         build(spec)
-    monkeypatch.setattr(Cleaner, "__call__", lambda cleaner, task: read.append(task.index) or original(cleaner, task))
+    monkeypatch.setattr(TaskReader, "__call__", lambda reader, task: read.append(task.index) or original(reader, task))
     assert build(spec) == expected and read == list(range(len(read))) and len(read) > 4
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 

@@ -17,7 +17,7 @@ from pipeline.data.manifest import quick_check
 from pipeline.data.tokenizer_files import MODEL_FILE, write_tokenizer
 from pipeline.data.tokenizer_source import SPECIAL_TOKENS
 from preprocessing import build_shards
-from preprocessing.build import sharding
+from preprocessing.build import reading
 from preprocessing.tokenizing import training
 from preprocessing.tokenizing.cutting import Cutter, load_cutter
 from preprocessing.tokenizing.sentencepiece_model import SentencePieceEncoder
@@ -136,8 +136,8 @@ def test_parts_have_the_ids_of_the_whole(directory, monkeypatch, kind):
     whole = encoder(texts)
     assert sum(len(list(cutter.parts(text, 1))) for text in texts) > 500, "nothing was cut"
     for size in (1, 7, 60):
-        monkeypatch.setattr(sharding, "_BATCH_CHARACTERS", size)
-        found = list(sharding.encode(encoder, cutter, texts))
+        monkeypatch.setattr(reading, "_BATCH_CHARACTERS", size)
+        found = list(reading.encode(encoder, cutter, texts))
         assert [text for text, _ in found] == texts
         for text, (_, ids), expected in zip(texts, found, whole, strict=True):
             assert np.array_equal(ids, expected), (size, text)
@@ -172,7 +172,7 @@ def test_a_long_document_stays_one_sequence(tmp_path, monkeypatch, size):
     lines = [*sentences(5), " ".join(sentences(60)), *sentences(5, seed=2)]
     (tmp_path / "a.txt").write_text("\n".join(lines) + "\n")
     arguments = ["--input", f"lines:{tmp_path}/a.txt", "--tokenizer", write_vocabulary(tmp_path / "vocab.txt")]
-    monkeypatch.setattr(sharding, "_BATCH_CHARACTERS", size)
+    monkeypatch.setattr(reading, "_BATCH_CHARACTERS", size)
     done = run_main(monkeypatch, build_shards.main, *arguments, "--output", tmp_path / "out", "--workers", 1)
     assert done[0] == 0, done
     (shard,) = quick_check(tmp_path / "out").shards

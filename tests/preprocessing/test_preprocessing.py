@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 
+import numpy as np
 import pytest
 
 from pipeline.data.indexed import IndexedReader
@@ -14,7 +16,7 @@ from pipeline.data.manifest import quick_check
 from pipeline.errors import DataError, UserError
 from preprocessing import build_shards
 from preprocessing.build.output import BuildDirectory
-from preprocessing.build.sharding import TaskRunner
+from preprocessing.build.sharding import TaskWriter, shard_bounds
 from preprocessing.tokenizing.tokenizer import load_fast
 from tests.support import ROOT
 from tests.support.shards import contents, run_script, sentences, write_vocabulary
@@ -67,6 +69,25 @@ def test_a_shard_is_closed_at_its_size_within_a_task(corpus, tmp_path, monkeypat
     assert names == [f"shard_00000_{i:03d}" for i in range(len(names))] and len(names) > 3
 
 
+def bounds_one_by_one(lengths, shard_tokens):
+    """Document after document: a shard ends with the one that fills it, and what holds no token is no shard."""
+    found, first, tokens = [], 0, 0
+    for place, length in enumerate(lengths):
+        tokens += length
+        if tokens >= shard_tokens:
+            found.append((first, place + 1))
+            first, tokens = place + 1, 0
+    return [*found, (first, len(lengths))] if tokens else found
+
+
+def test_no_document_is_cut_and_a_shard_ends_with_the_one_that_fills_it():
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        lengths = draw.integers(0, 4, int(draw.integers(0, 9)))
+        size = int(draw.integers(1, 8))
+        assert list(shard_bounds(lengths, size)) == bounds_one_by_one(lengths.tolist(), size), (lengths, size)
+
+
 def test_same_bytes_from_one_and_two_workers(corpus, tmp_path, monkeypatch):
     build(monkeypatch, corpus, tmp_path / "one")
     build(monkeypatch, corpus, tmp_path / "two", workers=2)
@@ -75,24 +96,24 @@ def test_same_bytes_from_one_and_two_workers(corpus, tmp_path, monkeypatch):
 
 def test_a_restart_redoes_unfinished_tasks_only(corpus, tmp_path, monkeypatch):
     build(monkeypatch, corpus, tmp_path / "whole")
-    original, done = TaskRunner.__call__, []
+    original, done = TaskWriter.__call__, []
 
-    def failing(runner, task):
+    def failing(writer, task):
         if len(done) == 3:
             raise OSError("power cut")
         done.append(task.index)
-        return original(runner, task)
+        return original(writer, task)
 
-    def counting(runner, task):
+    def counting(writer, task):
         done.append(task.index)
-        return original(runner, task)
+        return original(writer, task)
 
-    monkeypatch.setattr(TaskRunner, "__call__", failing)
+    monkeypatch.setattr(TaskWriter, "__call__", failing)
     with pytest.raises(OSError, match="power cut"):
         build(monkeypatch, corpus, tmp_path / "out")
     assert done == [0, 1, 2] and not (tmp_path / "out" / "manifest.json").exists()
     (tmp_path / "out" / ".shard_00003_000.bin.1.tmp").write_bytes(b"half")
-    monkeypatch.setattr(TaskRunner, "__call__", counting)
+    monkeypatch.setattr(TaskWriter, "__call__", counting)
     build(monkeypatch, corpus, tmp_path / "out")
     tasks = len({shard.name[:11] for shard in quick_check(tmp_path / "out").shards})
     assert done == list(range(tasks))
@@ -106,7 +127,7 @@ def test_a_killed_run_leaves_only_whole_files_and_is_continued(corpus, tmp_path,
     command = [sys.executable, script, *corpus, "--output", out, "--workers", "2", "--shard-tokens", "5000"]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while len(list(out.glob(".build/task_*.json"))) < 3 and time.monotonic() < deadline:
+    while len(list(out.glob(".build/read_*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
@@ -161,11 +182,21 @@ def test_bad_data_in_a_worker_ends_the_build_with_its_sentence(corpus, tmp_path)
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize(("limit", "name"), [(22_000, "text_00000.zst"), (33_000, "shard_00000_000.bin")])
-def test_a_full_disk_is_one_sentence(corpus, tmp_path, monkeypatch, limit, name):
-    """A limit on the file size fails writes as a full disk does, in the first pass and in the second."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+SHORT = ["".join(letters) for letters in product("abcdefghij", repeat=3)]
+
+
+# A document costs 2 bytes an id and 16 for its digest in the first pass, and 20 in the index of the second.
+@pytest.mark.parametrize(
+    ("texts", "limit", "name"),
+    [(sentences(1000), 22_000, "ids_00000.bin"), (SHORT, 18_000, "shard_00000_000.idx")],
+    ids=["first pass", "second pass"],
+)
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch, texts, limit, name):
+    """A limit on the file size fails writes as a full disk does."""
+    (tmp_path / "in.txt").write_text("\n".join(texts) + "\n")
+    corpus = ["--input", f"lines:{tmp_path}/in.txt", "--tokenizer", write_vocabulary(tmp_path / "vocab.txt")]
     monkeypatch.setattr("preprocessing.build.plan.BYTES_PER_TOKEN", 1000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
     try:
         with pytest.raises(UserError, match=rf"{name}: cannot write") as caught:
@@ -188,7 +219,7 @@ def test_a_run_killed_before_its_manifest_needs_no_task_again(corpus, tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         build(monkeypatch, corpus, tmp_path / "out")
     monkeypatch.setattr(BuildDirectory, "finish", original)
-    monkeypatch.setattr(TaskRunner, "__call__", None)
+    monkeypatch.setattr(TaskWriter, "__call__", None)
     build(monkeypatch, corpus, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
