@@ -49,10 +49,8 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 def main() -> int:
     arguments, options = parse_arguments()
     adopt_launcher_environment()
-    ranks = int(os.environ["WORLD_SIZE"])
-    recipe = load_recipe(
-        arguments.config, options, lambda recipe: faults_here(recipe, arguments.deepspeed_config, ranks)
-    )
+    how, ranks = arguments.deepspeed_config, int(os.environ["WORLD_SIZE"])
+    recipe = load_recipe(arguments.config, options, lambda recipe: faults_here(recipe, how, ranks))
 
     # It takes seconds, and wrong settings are to be said before.
     from pipeline.engine.session import train_with_all_ranks

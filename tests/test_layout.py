@@ -18,7 +18,8 @@ PIPELINE_DOORS = ("pipeline.train", "pipeline.fold", "pipeline.evaluate", "pipel
 PREPROCESSING_DOORS = tuple(
     f"preprocessing.{name}" for name in ("train_tokenizer", "build_shards", "verify_shards", "inspect_shards")
 )
-DOORS = (*PIPELINE_DOORS, *PREPROCESSING_DOORS, "demo.run")
+SLURM_DOORS = ("slurm.submit", "slurm.status", "slurm.cancel")
+DOORS = (*PIPELINE_DOORS, *PREPROCESSING_DOORS, "demo.run", *SLURM_DOORS)
 
 LAYERS = [
     ("pipeline.errors",),
@@ -38,6 +39,7 @@ LAYERS = [
     ("preprocessing.build", "preprocessing.inspection"),
     PREPROCESSING_DOORS,
     ("demo",),
+    ("slurm",),
     ("benchmarks",),
     ("tests",),
 ]

@@ -1,0 +1,230 @@
+"""How far the stages of a run are: by what they left first, by what SLURM says second, by their logs where both end.
+
+SLURM forgets a job minutes after its end, and its accounting may be missing, slow or wrong. So a stage whose output is
+whole is done, whatever SLURM says.
+"""
+
+import json
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Recipe
+from pipeline.records import read_json_lines
+from slurm.chain import Chain, Link
+from slurm.record import JobRecord, Record
+from slurm.resources import STAGES
+from slurm.scheduler import NEVER, JobState
+
+BY_USER = "not run: stopped by the user"
+_TAIL = 1 << 16
+"""Bytes at the end of a log that are searched for the reason of its end."""
+_RECENT = 6
+"""Logged steps from which the time left is estimated."""
+_ENDS = (
+    (r"DUE TO TIME LIMIT", "its time limit was reached"),
+    (r"DUE TO PREEMPTION", "it was pre-empted"),
+    (r"DUE TO NODE FAILURE|Node failure", "a node failed"),
+    (r"oom[-_ ]kill|[Oo]ut of memory|Out Of Memory|OUT_OF_MEMORY|OutOfMemoryError", "it ran out of memory"),
+    (r"CANCELLED AT", "it was cancelled"),
+)
+"""What SLURM, the system and CUDA write into a log, and what it means. The first that is found counts."""
+_STATES = {
+    "TIMEOUT": "its time limit was reached",
+    "PREEMPTED": "it was pre-empted",
+    "NODE_FAIL": "a node failed",
+    "BOOT_FAIL": "a node failed",
+    "OUT_OF_MEMORY": "it ran out of memory",
+    "CANCELLED": "it was cancelled",
+    "DEADLINE": "its deadline passed",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One stage, in words. `left` is in seconds, of the stage; what is not known is empty or None."""
+
+    stage: str
+    jobs: str = ""
+    state: str = ""
+    start: str = ""
+    step: int | None = None
+    steps: int | None = None
+    loss: float | None = None
+    tokens_per_s: float | None = None
+    left: float | None = None
+    log: str = ""
+    problem: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Observer:
+    """What is known of a run's jobs.
+
+    Attributes:
+        record: of the run.
+        states: what SLURM says, by the number of a job or of an array's task.
+        remembered: asks accounting how jobs ended, by number.
+    """
+
+    record: Record
+    states: Mapping[str, JobState]
+    remembered: Callable[[Iterable[str]], dict[str, str]]
+
+    def rows(self, chain: Chain) -> Iterator[Row]:
+        """A row for every stage."""
+        yield Row("fetch", state="done")
+        links = {link.name: link for link in chain.links}
+        failed, stopped = "", self.stopped_by_user
+        for name in STAGES:
+            if name not in links:
+                yield Row(name, state=f"left out: {chain.left_out.get(name, '')}")
+                continue
+            row = self._row(links[name], failed, stopped)
+            if name == "train":
+                row = replace(row, **training(self.record.run, chain.recipe))
+                row = row if row.state == "runs" else replace(row, left=None, tokens_per_s=None)
+            failed = failed or (name if row.state == "failed" else "")
+            yield row
+
+    @property
+    def stopped_by_user(self) -> bool:
+        """Whether cancel.py or a stop file has ended the run, and nothing goes on by itself."""
+        if self.record.marker.exists():
+            return True
+        try:
+            reason = json.loads((self.record.run / "stopped.json").read_bytes())["reason"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+        return bool(reason == "stop file")
+
+    def _row(self, link: Link, failed: str, stopped: bool) -> Row:
+        jobs = self.record.latest(link.name)
+        row = Row(link.name, ", ".join(job.number for job in jobs if job.number))
+        if link.done(self.record):
+            return replace(row, state="done")
+        if not jobs:
+            return replace(row, state="not submitted")
+        tasks = [(job, task) for job in jobs for task in range(1, job.array + 1)]
+        row = replace(row, start=self._start(tasks), log=self._log(tasks))
+        living = [state for job, task in tasks if (state := self._state(job, task)) and state.pending | state.running]
+        ended = [(job, task) for job, task in tasks if self._over(job, task)]
+        failures = [(job, task) for job, task in ended if not self.record.succeeded(job, task)]
+        if link.resources.array > 1:
+            row = replace(row, step=len(ended) - len(failures), steps=len(tasks))
+        if any(state.running for state in living):
+            return replace(row, state="runs", problem=self._why(failures) if link.name != "train" else "")
+        waiting = [state for state in living if state.reason != NEVER]
+        if waiting and not (failures and link.name != "train"):
+            return self._waits(row, tasks, waiting[0])
+        begun = [pair for pair in failures if self.record.begun(*pair)]
+        if stopped:
+            return replace(
+                row, state="stopped" if begun else "not run", problem="stopped by the user" if begun else BY_USER
+            )
+        if failed or not begun:
+            why = f"not run: stage {failed} failed" if failed else "not run: its dependency was never satisfied"
+            return replace(row, state="not run", problem=self._cancelled(tasks) or why)
+        return replace(row, state="failed", problem=self._why(begun[-1:]))
+
+    def _state(self, job: JobRecord, task: int) -> JobState | None:
+        # Until its first task starts, an array may stand there as one line: 12_[1-4].
+        return self.states.get(f"{job.number}_{task}" if job.array > 1 else job.number) or self.states.get(job.number)
+
+    def _over(self, job: JobRecord, task: int) -> bool:
+        state = self._state(job, task)
+        return not (state and (state.pending or state.running) and state.reason != NEVER)
+
+    def _start(self, tasks: list[tuple[JobRecord, int]]) -> str:
+        """When the latest of the jobs began; or when SLURM expects the first to."""
+        begun = [found["time"] for job, task in tasks if (found := self.record.begun(job, task))]
+        if begun:
+            return time.strftime("%m-%d %H:%M", time.localtime(max(begun)))
+        expected = [state.start for job, task in tasks if (state := self._state(job, task)) and state.start]
+        return f"expected {min(expected)[5:16].replace('T', ' ')}" if expected else ""
+
+    def _log(self, tasks: list[tuple[JobRecord, int]]) -> str:
+        """Where to read on: what was written to last, failures first."""
+        logs = [path for job, task in tasks if (path := self.record.log(job, task)).is_file()]
+        bad = [self.record.log(*pair) for pair in tasks if (self.record.ended(*pair) or {}).get("code")]
+        chosen = [path for path in bad if path.is_file()] or logs
+        return str(max(chosen, key=lambda path: path.stat().st_mtime)) if chosen else ""
+
+    def _waits(self, row: Row, tasks: list[tuple[JobRecord, int]], state: JobState) -> Row:
+        if any(self.record.begun(job, task) for job, task in tasks):
+            why = "pre-empted" if state.state == "PREEMPTED" else stop_reason(self.record.run)
+            return replace(row, state="requeued", problem=f"goes on by itself after {why}")
+        if state.reason in ("Dependency", ""):
+            return replace(row, state="waits")
+        return replace(row, state="queued", problem="" if state.reason in ("Priority", "None") else state.reason)
+
+    def _cancelled(self, tasks: list[tuple[JobRecord, int]]) -> str:
+        """That somebody took a job out of the queue before it began, if SLURM remembers it."""
+        taken = [state for pair in tasks if (state := self._state(*pair)) and state.state == "CANCELLED"]
+        return "not run: it was cancelled" if taken and all(s.reason != NEVER for s in taken) else ""
+
+    def _why(self, failures: list[tuple[JobRecord, int]]) -> str:
+        """What went wrong, in one sentence."""
+        if not failures:
+            return ""
+        job, task = failures[0]
+        which = f"task {task}: " if job.array > 1 else ""
+        state, code = self._state(job, task), (self.record.ended(job, task) or {}).get("code")
+        if state and state.state in _STATES:
+            return which + _STATES[state.state]
+        if said := last_words(self.record.log(job, task)):
+            return which + said
+        number = f"{job.number}_{task}" if job.array > 1 else job.number
+        ending = self.remembered([number]).get(number, "") if state is None else state.state
+        if ending in _STATES:
+            return which + _STATES[ending]
+        return which + (
+            f"it ended with code {code}" if code is not None else "it is gone, and its log does not say why"
+        )
+
+
+def last_words(log: Path) -> str:
+    """Why the job of a log ended, in one sentence: what SLURM wrote, or the last error; empty if there is no log."""
+    try:
+        with open(log, "rb") as stream:
+            stream.seek(max(log.stat().st_size - _TAIL, 0))
+            lines = stream.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    lines = [line.strip() for line in lines if line.strip()]
+    for line in reversed(lines):
+        for pattern, meaning in _ENDS:
+            if re.search(pattern, line):
+                return meaning
+    errors = [line for line in lines if re.match(r"(\w+(\.\w+)*(Error|Exception)|error|.*: error): ", line)]
+    return (errors or lines or [""])[-1]
+
+
+def stop_reason(run: Path) -> str:
+    """What the trainer wrote of its last stop."""
+    try:
+        return str(json.loads((run / "stopped.json").read_bytes())["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a crash"
+
+
+def training(run: Path, recipe: Recipe) -> dict[str, Any]:
+    """Fields of the row of training: from the last lines of metrics.jsonl."""
+    try:
+        lines = read_json_lines(run / "metrics.jsonl")
+    except OSError:
+        lines = []
+    if not lines:
+        return {"steps": recipe.train.steps}
+    last, recent = lines[-1], lines[-_RECENT:]
+    per_step = [line["time_ms"]["step"] / 1000 for line in recent if "time_ms" in line]
+    left = statistics.median(per_step) * (recipe.train.steps - last["step"]) if per_step else None
+    shown = {"step": last["step"], "steps": recipe.train.steps, "loss": last.get("loss")}
+    return {**shown, "tokens_per_s": last.get("tokens_per_s"), "left": left}
