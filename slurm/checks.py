@@ -124,21 +124,18 @@ def refuse_jobs(record: Record) -> None:
         )
 
 
-def refuse_links(links: Iterable[Link], first_is_asked: bool) -> None:
+def refuse_links(links: list[Link]) -> None:
     """See to it that the stages to queue find what they need and do not meet what they would not overwrite.
 
     Raises:
         UserError: they do not.
     """
-    made = set[Path]()
-    for link in links:
-        for stage in link.stages:
-            missing = [path for path in stage.inputs if not path.exists() and not any(path == m for m in made)]
-            if missing and first_is_asked and not made:
-                raise UserError(f"stage {link.name} needs {missing[0]}, which is not there: begin with an earlier one")
-            made |= {path.parent for path in stage.outputs}
-            if link.name == "fold" and (student := stage.outputs[0].parent).exists() and any(student.iterdir()):
-                raise UserError(f"stage fold would write {student}, which is there: move it away, then submit again")
+    for stage in links[0].stages if links else ():
+        if missing := [path for path in stage.inputs if not path.exists()]:
+            raise UserError(f"stage {stage.name} needs {missing[0]}, which is not there: begin with an earlier stage")
+    for stage in (stage for link in links if link.name == "fold" for stage in link.stages):
+        if (student := stage.outputs[0].parent).exists() and any(student.iterdir()):
+            raise UserError(f"stage fold would write {student}, which is there: move it away, then submit again")
 
 
 def refuse_resources(record: Record, links: Iterable[Link]) -> None:

@@ -14,20 +14,23 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Recipe
+from pipeline.errors import EXIT_STOPPED
 from pipeline.records import read_json_lines
 from slurm.chain import Chain, Link
 from slurm.record import JobRecord, Record
 from slurm.resources import STAGES
 from slurm.scheduler import NEVER, JobState
 
-BY_USER = "not run: stopped by the user"
+ENDED_BADLY = {"failed": "failed", "stopped": "was stopped", "pre-empted": "was pre-empted"}
+"""States of a stage behind which nothing runs, and how a sentence says so."""
+_PREEMPTED = "it was pre-empted"
 _TAIL = 1 << 16
 """Bytes at the end of a log that are searched for the reason of its end."""
 _RECENT = 6
 """Logged steps from which the time left is estimated."""
 _ENDS = (
     (r"DUE TO TIME LIMIT", "its time limit was reached"),
-    (r"DUE TO PREEMPTION", "it was pre-empted"),
+    (r"DUE TO PREEMPTION", _PREEMPTED),
     (r"DUE TO NODE FAILURE|Node failure", "a node failed"),
     (r"oom[-_ ]kill|[Oo]ut of memory|Out Of Memory|OUT_OF_MEMORY|OutOfMemoryError", "it ran out of memory"),
     (r"CANCELLED AT", "it was cancelled"),
@@ -35,7 +38,7 @@ _ENDS = (
 """What SLURM, the system and CUDA write into a log, and what it means. The first that is found counts."""
 _STATES = {
     "TIMEOUT": "its time limit was reached",
-    "PREEMPTED": "it was pre-empted",
+    "PREEMPTED": _PREEMPTED,
     "NODE_FAIL": "a node failed",
     "BOOT_FAIL": "a node failed",
     "OUT_OF_MEMORY": "it ran out of memory",
@@ -72,26 +75,29 @@ class Observer:
         record: of the run.
         states: what SLURM says, by the number of a job or of an array's task.
         remembered: asks accounting how jobs ended, by number.
+        answered: whether SLURM was there to be asked; without, a job without an end may still run.
     """
 
     record: Record
     states: Mapping[str, JobState]
     remembered: Callable[[Iterable[str]], dict[str, str]]
+    answered: bool = True
 
     def rows(self, chain: Chain) -> Iterator[Row]:
         """A row for every stage."""
         yield Row("fetch", state="done")
         links = {link.name: link for link in chain.links}
-        failed, stopped = "", self.stopped_by_user
+        before, stopped = "", self.stopped_by_user
         for name in STAGES:
             if name not in links:
                 yield Row(name, state=f"left out: {chain.left_out.get(name, '')}")
                 continue
-            row = self._row(links[name], failed, stopped)
+            row = self._row(links[name], before, stopped)
             if name == "train":
                 row = replace(row, **training(self.record.run, chain.recipe))
                 row = row if row.state == "runs" else replace(row, left=None, tokens_per_s=None)
-            failed = failed or (name if row.state == "failed" else "")
+            if not before and row.state in ENDED_BADLY:
+                before = f"stage {name} {ENDED_BADLY[row.state]}"
             yield row
 
     @property
@@ -105,40 +111,49 @@ class Observer:
             return False
         return bool(reason == "stop file")
 
-    def _row(self, link: Link, failed: str, stopped: bool) -> Row:
+    def _row(self, link: Link, before: str, stopped: bool) -> Row:
+        """The row of a stage; `before` says what became of an earlier one, if it ended badly."""
         jobs = self.record.latest(link.name)
+        tasks = [(job, task) for job in jobs for task in range(1, job.array + 1)]
         row = Row(link.name, ", ".join(job.number for job in jobs if job.number))
-        if link.done(self.record):
+        if link.done(self.record) or (tasks and all(self.record.succeeded(*pair) for pair in tasks)):
             return replace(row, state="done")
         if not jobs:
             return replace(row, state="not submitted")
-        tasks = [(job, task) for job in jobs for task in range(1, job.array + 1)]
         row = replace(row, start=self._start(tasks), log=self._log(tasks))
-        living = [state for job, task in tasks if (state := self._state(job, task)) and state.pending | state.running]
-        ended = [(job, task) for job, task in tasks if self._over(job, task)]
-        failures = [(job, task) for job, task in ended if not self.record.succeeded(job, task)]
+        failures = [pair for pair in tasks if self._over(*pair) and not self.record.succeeded(*pair)]
         if link.resources.array > 1:
-            row = replace(row, step=len(ended) - len(failures), steps=len(tasks))
+            row = replace(row, step=sum(self.record.succeeded(*pair) for pair in tasks), steps=len(tasks))
+        living = [state for pair in tasks if (state := self._state(*pair)) and not self._over(*pair)]
         if any(state.running for state in living):
             return replace(row, state="runs", problem=self._why(failures) if link.name != "train" else "")
-        waiting = [state for state in living if state.reason != NEVER]
-        if waiting and not (failures and link.name != "train"):
-            return self._waits(row, tasks, waiting[0])
-        begun = [pair for pair in failures if self.record.begun(*pair)]
+        if living and (link.name == "train" or not failures):
+            return self._waits(row, tasks, living[0])
+        if not self.answered and not failures:
+            return replace(row, state="began" if any(self.record.begun(*pair) for pair in tasks) else "submitted")
+        return self._ended(row, [pair for pair in failures if self.record.begun(*pair)], before, stopped)
+
+    def _ended(self, row: Row, begun: list[tuple[JobRecord, int]], before: str, stopped: bool) -> Row:
+        """The row of a stage that neither runs nor waits; `begun` are the jobs that did not end well."""
         if stopped:
-            return replace(
-                row, state="stopped" if begun else "not run", problem="stopped by the user" if begun else BY_USER
-            )
-        if failed or not begun:
-            why = f"not run: stage {failed} failed" if failed else "not run: its dependency was never satisfied"
-            return replace(row, state="not run", problem=self._cancelled(tasks) or why)
-        return replace(row, state="failed", problem=self._why(begun[-1:]))
+            by_user = "stopped by the user"
+            return replace(row, state="stopped", problem=by_user) if begun else _not_run(row, by_user)
+        if before or not begun:
+            return _not_run(row, before or "its dependency was never satisfied")
+        job, task = begun[-1]
+        if (self.record.ended(job, task) or {}).get("code") == EXIT_STOPPED:
+            asked = f"stopped by {stop_reason(self.record.run)}, and no further job waits: submit.py goes on"
+            return replace(row, state="stopped", problem=asked)
+        why = self._why([(job, task)])
+        return replace(row, state="pre-empted" if why == _PREEMPTED else "failed", problem=why)
 
     def _state(self, job: JobRecord, task: int) -> JobState | None:
         # Until its first task starts, an array may stand there as one line: 12_[1-4].
         return self.states.get(f"{job.number}_{task}" if job.array > 1 else job.number) or self.states.get(job.number)
 
     def _over(self, job: JobRecord, task: int) -> bool:
+        if not self.answered:
+            return self.record.ended(job, task) is not None
         state = self._state(job, task)
         return not (state and (state.pending or state.running) and state.reason != NEVER)
 
@@ -165,11 +180,6 @@ class Observer:
             return replace(row, state="waits")
         return replace(row, state="queued", problem="" if state.reason in ("Priority", "None") else state.reason)
 
-    def _cancelled(self, tasks: list[tuple[JobRecord, int]]) -> str:
-        """That somebody took a job out of the queue before it began, if SLURM remembers it."""
-        taken = [state for pair in tasks if (state := self._state(*pair)) and state.state == "CANCELLED"]
-        return "not run: it was cancelled" if taken and all(s.reason != NEVER for s in taken) else ""
-
     def _why(self, failures: list[tuple[JobRecord, int]]) -> str:
         """What went wrong, in one sentence."""
         if not failures:
@@ -188,6 +198,10 @@ class Observer:
         return which + (
             f"it ended with code {code}" if code is not None else "it is gone, and its log does not say why"
         )
+
+
+def _not_run(row: Row, why: str) -> Row:
+    return replace(row, state="not run", start="", problem=f"not run: {why}")
 
 
 def last_words(log: Path) -> str:

@@ -24,16 +24,14 @@ from slurm.resources import load_site
 
 SECONDS = 10
 """Between two tables of --watch; controllers do not like to be asked more often."""
-ENDINGS = ("done", "failed", "stopped", "not run", "not submitted")
+ENDINGS = ("done", "failed", "stopped", "pre-empted", "not run", "not submitted")
 """States in which nothing happens any more by itself."""
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="How far the stages of a run are, and what went wrong.")
     parser.add_argument("run", type=Path, metavar="RUN", help="run directory of slurm/submit.py")
-    parser.add_argument(
-        "--watch", action="store_true", help=f"again every {SECONDS} s, until nothing is left to wait for"
-    )
+    parser.add_argument("--watch", action="store_true", help=f"again every {SECONDS} s, to the end")
     parser.add_argument("--json", action="store_true", help="a list of objects instead of the table")
     return parser.parse_args()
 
@@ -61,7 +59,7 @@ def look(run: Path) -> tuple[list[Row], str]:
         states = scheduler.states(job.number for job in record.jobs if job.number)
     except UserError as error:
         states, notice = [], f"{error}; this is what files say"
-    observer = Observer(record, {state.number: state for state in states}, scheduler.remembered)
+    observer = Observer(record, {state.number: state for state in states}, scheduler.remembered, not notice)
     return list(observer.rows(make_chain(run, recipe, site))), notice
 
 
