@@ -121,7 +121,8 @@ class Observer:
         if not jobs:
             return replace(row, state="not submitted")
         row = replace(row, start=self._start(tasks), log=self._log(tasks))
-        failures = [pair for pair in tasks if self._over(*pair) and not self.record.succeeded(*pair)]
+        over = [pair for pair in tasks if self._over(*pair) and self.record.begun(*pair)]
+        failures = [pair for pair in over if not self.record.succeeded(*pair)]
         if link.resources.array > 1:
             row = replace(row, step=sum(self.record.succeeded(*pair) for pair in tasks), steps=len(tasks))
         living = [state for pair in tasks if (state := self._state(*pair)) and not self._over(*pair)]
@@ -131,16 +132,16 @@ class Observer:
             return self._waits(row, tasks, living[0])
         if not self.answered and not failures:
             return replace(row, state="began" if any(self.record.begun(*pair) for pair in tasks) else "submitted")
-        return self._ended(row, [pair for pair in failures if self.record.begun(*pair)], before, stopped)
+        return self._ended(row, failures, before, stopped)
 
-    def _ended(self, row: Row, begun: list[tuple[JobRecord, int]], before: str, stopped: bool) -> Row:
-        """The row of a stage that neither runs nor waits; `begun` are the jobs that did not end well."""
+    def _ended(self, row: Row, failures: list[tuple[JobRecord, int]], before: str, stopped: bool) -> Row:
+        """The row of a stage that neither runs nor waits; `failures` are the jobs that did not end well."""
         if stopped:
             by_user = "stopped by the user"
-            return replace(row, state="stopped", problem=by_user) if begun else _not_run(row, by_user)
-        if before or not begun:
+            return replace(row, state="stopped", problem=by_user) if failures else _not_run(row, by_user)
+        if before or not failures:
             return _not_run(row, before or "its dependency was never satisfied")
-        job, task = begun[-1]
+        job, task = failures[-1]
         if (self.record.ended(job, task) or {}).get("code") == EXIT_STOPPED:
             asked = f"stopped by {stop_reason(self.record.run)}, and no further job waits: submit.py goes on"
             return replace(row, state="stopped", problem=asked)
@@ -174,8 +175,7 @@ class Observer:
 
     def _waits(self, row: Row, tasks: list[tuple[JobRecord, int]], state: JobState) -> Row:
         if any(self.record.begun(job, task) for job, task in tasks):
-            why = "pre-empted" if state.state == "PREEMPTED" else stop_reason(self.record.run)
-            return replace(row, state="requeued", problem=f"goes on by itself after {why}")
+            return replace(row, state="requeued", problem=f"goes on by itself after {stop_reason(self.record.run)}")
         if state.reason in ("Dependency", ""):
             return replace(row, state="waits")
         return replace(row, state="queued", problem="" if state.reason in ("Priority", "None") else state.reason)

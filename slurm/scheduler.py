@@ -8,8 +8,8 @@ from pathlib import Path
 from pipeline.errors import UserError
 from pipeline.stages import ROOT
 
-WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "PREEMPTED", "RESV_DEL_HOLD")
-"""States of a job that may still run. A pre-empted job is in its state for seconds, then it waits again or is gone."""
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+"""States of a job that may still run. One that is pre-empted and put back into the queue is pending again."""
 RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT")
 NEVER = "DependencyNeverSatisfied"
 """Reason of a job that waits for one that failed."""
