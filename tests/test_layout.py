@@ -38,6 +38,7 @@ LAYERS = [
     ("preprocessing.build", "preprocessing.inspection"),
     PREPROCESSING_DOORS,
     ("demo",),
+    ("slurm",),
     ("benchmarks",),
     ("tests",),
 ]
