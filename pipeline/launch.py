@@ -40,6 +40,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def find_ranks() -> tuple[int, int, int]:
+    """Rank, number of ranks and rank on this node, from whatever started this process; alone: 0, 1, 0."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    found = next((own for own in (names, *_LAUNCHERS) if all(name in os.environ for name in own)), None)
+    rank, ranks, local = (int(os.environ[name]) for name in found) if found else (0, 1, 0)
+    return rank, ranks, local
+
+
 def adopt_launcher_environment() -> None:
     """Set RANK, WORLD_SIZE, LOCAL_RANK and MASTER_* from whatever started this process; alone: one rank.
 

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 
 from pipeline.errors import UserError
-from pipeline.evaluation.encoder import Encoder, fresh_classifier
+from pipeline.evaluation.encoder import Encoder, device, fresh_classifier
 from pipeline.evaluation.glue.rows import Example, TaskData
 from pipeline.evaluation.progress import Progress
-from pipeline.evaluation.task import WARMUP, WEIGHT_DECAY, Settings
+from pipeline.evaluation.task import WARMUP, WEIGHT_DECAY, Precision, Settings
 from pipeline.files import temporary_folder
+from pipeline.stages import cpu_precision
 
 
 class Rows(torch.utils.data.Dataset):
@@ -52,6 +53,11 @@ class Rows(torch.utils.data.Dataset):
             "token_type_ids": self._segments[span].tolist(),
             **{name: values[row] for name, values in self._labels.items()},
         }
+
+    @property
+    def tokens(self) -> int:
+        """Of all rows together."""
+        return int(self._bounds[-1])
 
     def by_length(self) -> list[int]:
         """Row numbers from the shortest to the longest, so that batches of neighbours need little padding."""
@@ -96,6 +102,22 @@ def encode_task(data: TaskData, encoder: Encoder, settings: Settings) -> Encoded
     return EncodedTask(data.task.name, len(data.task.classes) or 1, encode(data.train.examples), dev)
 
 
+def autocast(precision: Precision) -> torch.autocast:
+    """Products in this precision inside the block; weights stay fp32."""
+    return torch.autocast(device(), dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def check_precision(precision: Precision) -> None:
+    """Look whether the device computes in it.
+
+    Raises:
+        UserError: it would emulate it.
+    """
+    able = torch.cuda.is_bf16_supported() if device() == "cuda" else cpu_precision() == "bf16"
+    if precision == "bf16" and not able:
+        raise UserError("--bf16: this device does not compute in bf16; leave it out")
+
+
 @contextlib.contextmanager
 def _deterministic() -> Iterator[None]:
     """Deterministic kernels inside; an operation that has none warns instead of failing."""
@@ -125,6 +147,8 @@ def _arguments(output_dir: str, rows: int, seed: int, settings: Settings) -> Any
         weight_decay=WEIGHT_DECAY,
         train_sampling_strategy="group_by_length",
         seed=seed,
+        bf16=settings.precision == "bf16",
+        use_cpu=device() == "cpu",
         save_strategy="no",
         logging_strategy="no",
         report_to="none",

@@ -1,4 +1,4 @@
-"""Fine-tuned models that are kept: written so that `AutoModelForSequenceClassification` predicts what was scored."""
+"""Fine-tuned models that are kept: written so that the library predicts with them what was scored."""
 
 import copy
 import json
@@ -17,12 +17,19 @@ from pipeline.evaluation.glue.tasks import GlueTask
 from pipeline.files import open_to_others, sync_directory, temporary_folder, temporary_name, writing
 
 
-def keep_model(model: Any, task: GlueTask, encoder: Encoder, max_length: int, output: Path) -> None:
-    """Write a classifier with the names of its classes, and its tokenizer, to `output`, which appears whole.
+def keep_classifier(model: Any, task: GlueTask, encoder: Encoder, max_length: int, output: Path) -> None:
+    """As `keep_model`, with the names of the task's classes."""
+    names = task.labels or (task.label,)
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: number for number, name in enumerate(names)}
+    keep_model(model, encoder, max_length, output)
+
+
+def keep_model(model: Any, encoder: Encoder, max_length: int, output: Path) -> None:
+    """Write a fine-tuned model and its tokenizer to `output`, which appears whole.
 
     Args:
         model: of transformers.
-        task: that it was fine-tuned on.
         encoder: where it started; its tokenizer is written.
         max_length: tokens of the whole pair, to which the tokenizer will truncate if it is told to.
         output: directory that is replaced.
@@ -30,9 +37,6 @@ def keep_model(model: Any, task: GlueTask, encoder: Encoder, max_length: int, ou
     Raises:
         UserError: it cannot be written.
     """
-    names = task.labels or (task.label,)
-    model.config.id2label = dict(enumerate(names))
-    model.config.label2id = {name: number for number, name in enumerate(names)}
     temporary = temporary_name(output)
     with writing(output):
         output.parent.mkdir(exist_ok=True)

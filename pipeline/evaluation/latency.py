@@ -2,9 +2,10 @@
 
 import statistics
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.evaluation.results import ResultStore
+from pipeline.evaluation.items import Item, Outcome, When
 from pipeline.evaluation.task import Task
 
 if TYPE_CHECKING:
@@ -21,22 +22,22 @@ class Latency(Task):
 
     names = ("latency",)
 
-    def check(self, model: "Encoder", store: ResultStore) -> None:
+    def check(self, model: "Encoder") -> Iterator[Item]:
         """Nothing can be wrong but results of another device or length."""
         from pipeline.evaluation.encoder import device
+        from pipeline.evaluation.estimate import shape_of
 
+        tokens = self.request.settings.max_length
         where = "GPU" if device() == "cuda" else "CPU, 1 thread"
-        what = f"batch 1, {self.request.settings.max_length} tokens, {where}"
-        store.begin("latency", what, what)
+        what = f"batch 1, {tokens} tokens, {where}"
+        flops = ROUNDS * (WARM_UP + PASSES) * shape_of(model).encoder_flops(tokens)
+        entries = {"latency": {"data": what, "data_sha256": what}}
+        yield Item("latency", entries=entries, flops=flops, when=When.ALONE)
 
-    def run(self, model: "Encoder", store: ResultStore) -> None:
-        """Measure, unless that was done before."""
-        if store.scores("latency"):
-            print("latency: already done", flush=True)
-        else:
-            print(f"latency: {ROUNDS} x {PASSES} passes, {store.data('latency')} ...", flush=True)
-            store.enter("latency", {"milliseconds": measure(model, self.request.settings.max_length)})
-        store.say("latency")
+    def run(self, item: Item, model: "Encoder") -> Outcome:
+        """Measure."""
+        print(f"latency: {ROUNDS} x {PASSES} passes, {item.entries['latency']['data']} ...", flush=True)
+        return Outcome({"latency": {"milliseconds": measure(model, self.request.settings.max_length)}})
 
 
 def measure(encoder: "Encoder", tokens: int) -> dict[int, float]:

@@ -3,14 +3,14 @@
 Windows and masks are those of the trainer's held-out measurement, so its numbers and these can be compared.
 """
 
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.data.manifest import MANIFEST_NAME, TOKENIZER_NAME
 from pipeline.errors import UserError
+from pipeline.evaluation.items import Item, Outcome
 from pipeline.evaluation.progress import Progress
-from pipeline.evaluation.results import ResultStore
 from pipeline.evaluation.task import Task
 
 if TYPE_CHECKING:
@@ -30,48 +30,47 @@ class MaskedLM(Task):
 
     names = ("mlm",)
 
-    def check(self, model: "Encoder", store: ResultStore) -> None:
+    def check(self, model: "Encoder") -> Iterator[Item]:
         """Open all shard directories and the model with its MLM head."""
         from pipeline.data.agreement import check_same_tokenizer
         from pipeline.data.open import open_shards
         from pipeline.data.vocabulary import load_tokenizer
         from pipeline.evaluation.encoder import load_masked_lm
+        from pipeline.evaluation.estimate import shape_of
 
         tokens = self.request.settings.max_length
         self.sources: dict[str, WindowSource] = {}
+        items = []
         for shards in find_shards(Path(self.request.data), self.names[0]):
             source, manifest = open_shards(shards, tokens)
             check_vocabulary(self.request.model, model, shards, manifest.vocab_size)
             check_same_tokenizer(str(self.request.model), shards, load_tokenizer(shards / TOKENIZER_NAME), "--model")
             name = f"mlm {shards.resolve().name}"
-            store.begin(name, f"{source.windows:,} windows of {tokens} tokens", manifest.source_hash)
+            entry = {"data": f"{source.windows:,} windows of {tokens} tokens", "data_sha256": manifest.source_hash}
+            flops = source.windows * shape_of(model).encoder_flops(tokens)
+            items.append(Item(name, entries={name: entry}, flops=flops))
             self.sources[name] = source
         self.masked_lm, self.notices = load_masked_lm(self.request.model)
         rows, entries = model.config.vocab_size, len(model.tokenizer)
         if any(source.vocabulary.size < rows for source in self.sources.values()):
             padding = f"{rows - entries} of its {rows} embeddings lie beyond the tokenizer's {entries} tokens"
             self.notices.append(f"--model {self.request.model}: {padding}, they are left out of the softmax")
+        yield from items
 
-    def run(self, model: "Encoder", store: ResultStore) -> None:
-        """Measure on the shard directories that have no score yet."""
+    def run(self, item: Item, model: "Encoder") -> Outcome:
+        """Measure on a shard directory."""
         import numpy as np
 
         from pipeline.data.loader import HeldOutData
 
-        for name, source in self.sources.items():
-            if store.scores(name):
-                print(f"{name}: already done", flush=True)
-            else:
-                while self.notices:
-                    print(self.notices.pop(0), flush=True)
-                print(f"{name}: predicting in {store.data(name)} ...", flush=True)
-                start = time.monotonic()
-                heldout = HeldOutData(source, np.arange(source.windows), MASK_FRACTION)
-                loss, accuracy = measure(self.masked_lm, heldout, name)
-                # One value that no seed changes, in the form that all scores have.
-                store.enter(name, {"loss": {0: loss}, "accuracy": {0: accuracy}})
-                print(f"{name}: done in {time.monotonic() - start:.0f} s", flush=True)
-            store.say(name)
+        while self.notices:
+            print(self.notices.pop(0), flush=True)
+        source = self.sources[item.task]
+        print(f"{item.task}: predicting in {item.entries[item.task]['data']} ...", flush=True)
+        loss, accuracy = measure(
+            self.masked_lm, HeldOutData(source, np.arange(source.windows), MASK_FRACTION), item.task
+        )
+        return Outcome({item.task: {"loss": {0: loss}, "accuracy": {0: accuracy}}})
 
 
 def find_shards(data: Path, task: str) -> list[Path]:

@@ -12,7 +12,12 @@ LINE_SECONDS = 60.0
 
 
 class Progress:
-    """Shows how many of `total` units (windows, steps) are done while the block runs."""
+    """Shows how many of `total` units (windows, steps) are done while the block runs.
+
+    `on_terminal` is whether a bar may be drawn where stdout is a terminal.
+    """
+
+    on_terminal = True
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self._title, self._total, self._unit = title, total, unit
@@ -20,7 +25,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._began = self._said = time.monotonic()
-        if sys.stdout.isatty():
+        if self.on_terminal and sys.stdout.isatty():
             self._bar = tqdm(desc=self._title, total=self._total, unit=f" {self._unit}", file=sys.stdout, leave=False)
         return self
 

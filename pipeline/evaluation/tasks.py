@@ -27,5 +27,7 @@ def make_tasks(text: str, request: Request) -> list[Task]:
             raise UserError(f"--tasks: unknown task '{name}'; known are {', '.join(NAMES)}")
     if (request.teacher or request.controls) and not set(Attention.names) & set(asked):
         raise UserError("--teacher and --controls are for task attention, which --tasks does not name")
+    if request.predict_test and not set(Glue.names) & set(asked):
+        raise UserError("--predict-test: there is no task of GLUE in --tasks")
     chosen = {task: [name for name in asked if name in task.names] for task in TASKS}
     return [task(names, request) for task, names in chosen.items() if names]

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 
 from pipeline.errors import DataError
+from pipeline.evaluation import estimate
 from pipeline.evaluation.glue.load import load_task
 from pipeline.evaluation.glue.run import Glue
 from pipeline.evaluation.glue.tasks import GLUE_TASKS
-from pipeline.evaluation.results import ResultStore
 from pipeline.evaluation.task import AskedSettings, Request
 
 MODEL = SimpleNamespace(config=SimpleNamespace(hidden_size=16))
@@ -61,10 +61,8 @@ def test_a_file_of_blank_lines_has_no_rows(tmp_path):
 
 
 def glue(asked, root, output):
-    settings = AskedSettings(1.0, 8, 1e-3, 16)
-    task = Glue(asked, Request(root / "model", str(root), [1], settings))
-    task.check(MODEL, ResultStore(output, root / "model", "0", settings.record()))
-    return task
+    task = Glue(asked, Request(root / "model", str(root), output, [1], AskedSettings()))
+    return next(task.check(MODEL))
 
 
 def test_a_dev_set_that_is_all_in_train_is_refused(tmp_path):
@@ -75,9 +73,10 @@ def test_a_dev_set_that_is_all_in_train_is_refused(tmp_path):
         glue(["qqp"], tmp_path, tmp_path / "out")
 
 
-def test_only_the_missing_second_set_was_asked_for(tmp_path):
+def test_only_the_missing_second_set_was_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(estimate, "forward_flops", lambda rows, model, length: 1.0)
     for stem in ("train.tsv", "dev_matched.tsv"):
         write(tmp_path, "mnli", stem, ["sentence1\tsentence2\tgold_label", "A\tB\tneutral"])
-    assert glue(["mnli"], tmp_path, tmp_path / "out").data[0].missing.keys() == {"mnli_mm"}
+    assert glue(["mnli"], tmp_path, tmp_path / "out").missing.keys() == {"mnli_mm"}
     with pytest.raises(DataError, match="dev_mismatched"):
         glue(["mnli_mm"], tmp_path, tmp_path / "out")

@@ -58,7 +58,7 @@ def data(tmp_path_factory):
 
 
 def run(monkeypatch, model, data, output, tasks, *more):
-    monkeypatch.setattr(evaluate, "use_one_device", lambda: None)
+    monkeypatch.setattr(evaluate, "use_one_device", lambda local_rank: None)
     paths = ["--model", model, "--data", data, "--output", output]
     return run_main(monkeypatch, evaluate.main, *paths, "--tasks", tasks, "--seeds", "7", *OPTIONS, *more)
 

@@ -9,13 +9,14 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.evaluation.defaults import default_settings
 from pipeline.evaluation.glue.tasks import GLUE_TASKS
-from pipeline.evaluation.results import ResultStore
+from pipeline.evaluation.items import Item, Outcome
 from pipeline.evaluation.squad.questions import VERSIONS
+from pipeline.evaluation.store import ResultStore
 from pipeline.evaluation.task import AskedSettings, Settings
 from tests.support import ROOT
 
-NOTHING = AskedSettings(None, None, None, 128)
-ALL = AskedSettings(3.0, 32, 3e-5, 128)
+NOTHING = AskedSettings()
+ALL = AskedSettings(3.0, (32,), (3e-5,))
 
 
 def test_every_task_has_a_default_and_narrow_models_a_higher_rate():
@@ -42,7 +43,7 @@ def test_the_documents_table_is_what_is_used():
 def test_what_was_asked_for_wins():
     default = Settings(4.0, 32, 2e-4, 128)
     assert NOTHING.over(default) == default
-    assert AskedSettings(None, 8, None, 64).over(default) == Settings(4.0, 8, 2e-4, 64)
+    assert AskedSettings(batch_sizes=(8,), max_length=64).over(default) == Settings(4.0, 8, 2e-4, 64)
     assert ALL.over(default) == Settings(3.0, 32, 3e-5, 128)
 
 
@@ -50,27 +51,32 @@ def test_a_directory_belongs_to_one_set(tmp_path):
     def store(asked):
         return ResultStore(tmp_path / "out", tmp_path / "model", "0", asked.record())
 
-    first = store(NOTHING)
-    first.settle("mrpc", asdict(default_settings("mrpc", 384, 128)))
-    first.open()
+    def fine_tuning(task, settings):
+        return Item(task, 1, entries={task: {"data": "full", "data_sha256": "0"}}, settings=asdict(settings))
+
+    first, mrpc = store(NOTHING), fine_tuning("mrpc", default_settings("mrpc", 384, 128))
+    first.plan(mrpc)
+    first.open(1.0)
+    first.finish(mrpc, Outcome({"mrpc": {"f1": {1: 0.5}}}), {"seconds": 1.0})
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert found["settings"]["epochs"] is None and found["settings"]["max_length"] == 128
-    assert found["task_settings"] == {
-        "mrpc": {"epochs": 4.0, "batch_size": 32, "learning_rate": 2e-4, "max_length": 128}
-    }
+    assert found["settings"]["threads"] == 1 and found["settings"]["precision"] == "fp32"
+    shape = {"epochs": 4.0, "batch_size": 32, "learning_rate": 2e-4, "max_length": 128, "precision": "fp32"}
+    assert found["task_settings"] == {"mrpc": shape}
     again = store(NOTHING)
-    again.settle("mrpc", asdict(default_settings("mrpc", 384, 128)))
-    again.settle("rte", asdict(default_settings("rte", 384, 128)))
+    again.plan(mrpc)
+    again.plan(fine_tuning("rte", default_settings("rte", 384, 128)))
     with pytest.raises(UserError, match="its results for mrpc are of other hyper-parameters"):
-        again.settle("mrpc", asdict(Settings(3.0, 32, 2e-4, 128)))  # the default of another version
+        again.plan(fine_tuning("mrpc", Settings(3.0, 32, 2e-4, 128)))  # the default of another version
     with pytest.raises(UserError, match="other hyper-parameters"):
         store(ALL)
 
 
-def test_a_directory_from_before_the_defaults_goes_on_with_its_settings_given(tmp_path):
-    old = {"epochs": 3.0, "batch_size": 32, "learning_rate": 3e-5, "max_length": 128, "warmup": 0.1}
-    found = {"model": "m", "model_sha256": "0", "settings": {**old, "weight_decay": 0.01}}
-    (tmp_path / "results.json").write_text(json.dumps({**found, "tasks": {}, "not_available": {}}))
-    ResultStore(tmp_path, tmp_path, "0", ALL.record()).settle("rte", asdict(ALL.over(Settings(10.0, 32, 2e-4, 128))))
-    with pytest.raises(UserError, match="other hyper-parameters"):
-        ResultStore(tmp_path, tmp_path, "0", NOTHING.record())
+def test_several_values_are_a_grid():
+    with pytest.raises(UserError, match="--learning-rate: several values are a grid"):
+        AskedSettings(learning_rates=(1e-4, 2e-4))
+    default = Settings(4.0, 32, 2e-4, 128)
+    points = AskedSettings(learning_rates=(1e-4, 3e-5), grid="dev").points(default)
+    assert list(points) == ["lr0.0001_b16", "lr0.0001_b32", "lr3e-05_b16", "lr3e-05_b32"]
+    assert points["lr3e-05_b16"] == Settings(4.0, 16, 3e-5, 128)
+    assert len(AskedSettings(grid="split").points(default)) == 8

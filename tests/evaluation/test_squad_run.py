@@ -67,7 +67,7 @@ def questions(data, name, stem="dev"):
 def test_version_1_learns_and_is_repeatable(run, tmp_path, data):
     first, again = tmp_path / "first", tmp_path / "again"
     code, out, err = run(first, *LEARN)
-    assert (code, err) == (0, "") and len(out.splitlines()) == 7
+    assert (code, err) == (0, "") and len(out.splitlines()) == 8
     assert sorted(path.name for path in (first / "predictions").iterdir()) == ["squad_v1_1.json"]
     answers, entry = kept(first, "squad_v1_1"), results(first)["tasks"]["squad_v1"]
     assert set(answers) == {f"dev{number}" for number in range(30)}
@@ -99,11 +99,11 @@ def test_version_2_answers_where_the_threshold_says(run, tmp_path, data):
 def test_restart_repeats_only_what_is_missing(run, tmp_path, monkeypatch):
     output, calls, whole = tmp_path / "out", [], answering.answer
 
-    def killed_at_seed_2(task, encoder, seed, settings):
-        calls.append((task.data.version.name, seed))
+    def killed_at_seed_2(task, encoder, seed, settings, keep):
+        calls.append((task.name, seed))
         if calls == [("squad_v1", 1), ("squad_v1", 2)]:
             raise KeyboardInterrupt
-        return whole(task, encoder, seed, settings)
+        return whole(task, encoder, seed, settings, keep)
 
     monkeypatch.setattr(answering, "answer", killed_at_seed_2)
     with pytest.raises(KeyboardInterrupt):

@@ -179,7 +179,12 @@ def test_empty_predictions(sets):
 def test_version_1_against_torchmetrics(sets):
     squad = pytest.importorskip("torchmetrics.functional.text").squad
     for questions, given, _ in sets:
-        answerable = {name: answers for name, answers in questions.items() if answers}
+        # Where normalisation leaves nothing, torchmetrics has the F1 of 2.0 for 1.1.
+        answerable = {
+            name: answers
+            for name, answers in questions.items()
+            if answers and all(normalise(text) for text in (*answers, given[name]))
+        }
         if not answerable:
             continue
         preds = [{"id": name, "prediction_text": given[name]} for name in answerable]

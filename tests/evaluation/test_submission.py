@@ -206,7 +206,7 @@ def command(monkeypatch, tmp_path):
         rows = "".join(f"first {i}\tsecond\t{label(i)}\n" for i in range(500))
         (root / folder / f"{stem}.tsv").write_text(f"sentence1\tsentence2\t{header}\n{rows}")
     model = make_model(tmp_path / "model")
-    monkeypatch.setattr(evaluate, "use_one_device", lambda: None)
+    monkeypatch.setattr(evaluate, "use_one_device", lambda local_rank: None)
 
     def run(guess, tasks, *more, seeds="5,3"):
         def fine_tune(task, encoder, seed, settings, keep=None):

@@ -13,7 +13,7 @@ from pipeline.evaluation.task import AskedSettings, Request
 from pipeline.evaluation.tasks import NAMES, make_tasks
 from tests.support import ROOT
 
-REQUEST = Request(Path("model"), "data", [1], AskedSettings(1.0, 8, 1e-3, 16))
+REQUEST = Request(Path("model"), "data", Path("output"), [1], AskedSettings())
 
 
 def test_names_belong_to_one_task_each_and_are_kept_as_they_were_asked_for():

@@ -6,8 +6,10 @@ import pytest
 
 from pipeline.evaluation.glue.average import glue_average
 from pipeline.evaluation.glue.tasks import GLUE, GLUE_TASKS
-from pipeline.evaluation.metrics import UNDEFINED
-from pipeline.evaluation.results import Results, ResultStore
+from pipeline.evaluation.items import Item, Outcome
+from pipeline.evaluation.metrics import UNDEFINED, compute
+from pipeline.evaluation.results import Results
+from pipeline.evaluation.store import ResultStore
 from pipeline.evaluation.table import format_table
 from pipeline.reporting.summaries import EvaluationSummary
 from pipeline.reporting.tables import evaluation_table
@@ -16,17 +18,21 @@ from pipeline.shapes import BertShape
 
 @pytest.fixture
 def store(tmp_path):
-    made = ResultStore(tmp_path / "out", tmp_path / "model", "0", {})
-    made.open()
-    return made
+    return ResultStore(tmp_path / "out", tmp_path / "model", "0", {}, averages={"glue_average": glue_average})
 
 
 def score(store, name, seeds):
     """Predictions of a name by seed, against labels that alternate."""
-    store.begin(name, "full", "0")
+    items = []
     for seed, predictions in seeds.items():
-        store.write_predictions(name, seed, [(i, value, i % 2) for i, value in enumerate(predictions)])
-    store.enter_predictions(name, GLUE_TASKS[name].metrics)
+        item = Item(name, seed, entries={name: {"data": "full", "data_sha256": "0"}})
+        labels = [i % 2 for i in range(len(predictions))]
+        values = {metric: {seed: compute(metric, predictions, labels)} for metric in GLUE_TASKS[name].metrics}
+        store.plan(item)
+        store.open(1.0)
+        store.finish(item, Outcome({name: values}), {"seconds": 1.0})
+        items.append(item)
+    return items
 
 
 @pytest.mark.parametrize(
@@ -34,9 +40,8 @@ def score(store, name, seeds):
     [("stsb", [2.5] * 6, ("pearson", "spearman")), ("cola", [1] * 6, ("matthews",)), ("cola", [0] * 6, ("matthews",))],
 )
 def test_constant_predictions(store, capsys, tmp_path, name, constant, metrics):
-    score(store, name, {1: constant, 2: [0, 1, 0, 1, 0, 0]})
-    store.say(name, 1)
-    store.say(name, 2)
+    for item in score(store, name, {1: constant, 2: [0, 1, 0, 1, 0, 0]}):
+        store.say(item)
     first, second = capsys.readouterr().out.splitlines()
     assert first == "  " + "  ".join([name, *(f"{metric} {UNDEFINED}" for metric in metrics)])
     assert UNDEFINED not in second
@@ -58,10 +63,8 @@ def test_all_seeds_undefined_and_none(store):
 def test_the_average_and_the_report_say_it(store, tmp_path):
     for name in GLUE:
         score(store, name, {1: [0.0, 1.0, 0.0, 1.0] if name == "stsb" else [0, 1, 0, 1]})
-    store.finish(glue_average(store))
     assert "undefined" not in format_table(store)
     score(store, "cola", {1: [1, 1, 1, 1]})
-    store.finish(glue_average(store))
     assert "a score in it is undefined and counts as 0" in format_table(store).splitlines()[-1]
     assert store.glue_average["mean"] == pytest.approx(7 / 8)
 

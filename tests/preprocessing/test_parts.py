@@ -249,7 +249,7 @@ from preprocessing.build.output import BuildDirectory
 from preprocessing.build.parts import part_option
 output = Path({str(output)!r})
 build = BuildDirectory(output, (output / ".build" / "source_hash").read_text(), {part!r} and part_option({part!r}))
-build.open(output)
+build.open(build.tokenizer)
 print("held", flush=True)
 time.sleep(600)
 """

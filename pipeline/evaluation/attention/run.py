@@ -2,12 +2,12 @@
 
 1. `check` reads the teacher, the controls and all texts.
 2. For each text `run` finds the pairs of heads on one half of the windows and measures on the other.
-3. Means go into `results.json`, what belongs to layers and heads into `attention.json`, text by text.
+3. Means go into `results.json`, what belongs to layers and heads into `attention.json`.
 """
 
 import hashlib
-import time
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +23,12 @@ from pipeline.evaluation.attention.controls import (
     parse_controls,
     rebuild_slice,
 )
+from pipeline.evaluation.items import Item, Outcome, Values
 from pipeline.evaluation.mlm import check_vocabulary, find_shards
 from pipeline.evaluation.progress import Progress
-from pipeline.evaluation.results import ATTENTION, ResultStore
+from pipeline.evaluation.results import ATTENTION
 from pipeline.evaluation.task import Request, Task
+from pipeline.files import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,10 +51,12 @@ class Attention(Task):
         self.teacher = request.teacher
         self.controls = parse_controls(request.controls)
 
-    def check(self, model: "Encoder", store: ResultStore) -> None:
+    def check(self, model: "Encoder") -> Iterator[Item]:
         """Open all models and all shard directories."""
         from pipeline.data.open import open_shards
         from pipeline.evaluation.attention.forward import Looker
+        from pipeline.evaluation.attention.observe import MOST_WINDOWS
+        from pipeline.evaluation.estimate import shape_of
 
         teacher = self._load("--teacher ", self.teacher, model)
         encoders = {"--model ": (self.request.model, model), "--teacher ": (self.teacher, teacher)}
@@ -66,13 +70,18 @@ class Attention(Task):
         self.reference = Looker.of(teacher)
         self.inputs: dict[str, str] = {}
         self.sources: dict[str, WindowSource] = {}
+        entries: dict[str, Mapping[str, str]] = {}
+        flops = 0.0
         for shards in find_shards(Path(self.request.data), self.names[0]):
             source, manifest = open_shards(shards, self.request.settings.max_length)
             if source.windows < 2:
                 raise DataError(f"{shards}: two windows at least were expected, one to find pairs of heads in")
             for option, (directory, encoder) in encoders.items():
                 check_ids(option, directory, encoder, shards, manifest)
-            self._begin(shards.resolve().name, source, manifest, store)
+            entries |= self._entries(shards.resolve().name, source, manifest)
+            windows = min(MOST_WINDOWS, source.windows)
+            flops += len(self.models) * windows * shape_of(model).encoder_flops(self.request.settings.max_length)
+        yield Item("attention", entries=entries, files=[ATTENTION], flops=flops)
 
     def _load(self, option: str, directory: Path, student: "Encoder") -> "Encoder":
         """Another model that is to be compared, layer by layer.
@@ -95,8 +104,10 @@ class Attention(Task):
             raise UserError(f"{option}{directory} has {positions}, --max-length is {tokens}: set it lower")
         return encoder
 
-    def _begin(self, text: str, source: "WindowSource", manifest: "Manifest", store: ResultStore) -> None:
-        """Enter a text and what is measured on it."""
+    def _entries(
+        self, text: str, source: "WindowSource", manifest: "Manifest"
+    ) -> Iterator[tuple[str, Mapping[str, str]]]:
+        """What is measured on a text, by condition."""
         from pipeline.evaluation.attention.observe import MOST_WINDOWS
         from pipeline.evaluation.encoder import fingerprint
 
@@ -109,7 +120,7 @@ class Attention(Task):
             heads = "heads shuffled" if matching == SHUFFLED else f"heads by {matching}"
             what = f"{windows:,} of {source.windows:,} windows of {tokens} tokens, {heads}"
             of = [controls[condition]] if condition in controls else []
-            store.begin(scored(text, condition), what, digest([*inputs, *of]))
+            yield scored(text, condition), {"data": what, "data_sha256": digest([*inputs, *of])}
         self.inputs[text] = digest([*inputs, *(f"{name} {value}" for name, value in sorted(controls.items()))])
         self.sources[text] = source
 
@@ -125,22 +136,19 @@ class Attention(Task):
         same = self.models[condition].heads == self.reference.heads
         return "identity" if same and condition != SCRATCH else "assignment"
 
-    def run(self, model: "Encoder", store: ResultStore) -> None:
-        """Measure on the texts that have no result of these models yet."""
+    def run(self, item: Item, model: "Encoder") -> Outcome:
+        """Measure on all texts."""
+        scores: dict[str, Values] = {}
+        verdicts: dict[str, str] = {}
+        texts: dict[str, Any] = {}
         for text, source in self.sources.items():
-            found = store.read_document(ATTENTION).get("texts", {})
-            if found.get(text, {}).get("inputs_sha256") == self.inputs[text]:
-                print(f"{scored(text)}: already done", flush=True)
-            else:
-                print(f"{scored(text)}: {store.data(scored(text))} ...", flush=True)
-                start = time.monotonic()
-                entry = self._measure(text, source, store)
-                store.write_document(ATTENTION, {**self._header(), "texts": {**found, text: entry}})
-                print(f"{scored(text)}: done in {time.monotonic() - start:.0f} s", flush=True)
-            for condition in self._conditions():
-                store.say(scored(text, condition))
-            print(f"  {store.verdict(scored(text))}", flush=True)
-        del self.models, self.reference  # the tasks that follow may need the memory
+            print(f"{scored(text)}: {item.entries[scored(text)]['data']} ...", flush=True)
+            texts[text], found, verdicts[scored(text)] = self._measure(text, source)
+            scores |= found
+        document = json.dumps({**self._header(), "texts": texts}, allow_nan=False)
+        write_atomically(self.request.output / ATTENTION, f"{document}\n".encode())
+        del self.models, self.reference  # the items that follow may need the memory
+        return Outcome(scores, verdicts)
 
     def _header(self) -> dict[str, Any]:
         from pipeline.evaluation.attention.record import FORMAT
@@ -153,8 +161,8 @@ class Attention(Task):
             "controls": controls,
         }
 
-    def _measure(self, text: str, source: "WindowSource", store: ResultStore) -> dict[str, Any]:
-        """Everything on one text; the means go into the store, the rest is returned."""
+    def _measure(self, text: str, source: "WindowSource") -> tuple[dict[str, Any], dict[str, "Values"], str]:
+        """Everything on one text: what `attention.json` has of it, its scores, and its verdict."""
         from pipeline.evaluation.attention.forward import relation_heads
         from pipeline.evaluation.attention.observe import observe, read_windows
         from pipeline.evaluation.attention.record import describe
@@ -170,19 +178,22 @@ class Attention(Task):
                 sums = {name: sums.get(name, 0.0) + values for name, values in attention.items()}
                 done += windows
                 progress.reached(done)
-        for name, condition in conditions.items():
-            store.enter(scored(text, name), {metric: {0: value} for metric, value in condition.means().items()})
+        scores: dict[str, Values] = {
+            scored(text, name): {metric: {0: value} for metric, value in condition.means().items()}
+            for name, condition in conditions.items()
+        }
         reason = no_verdict(conditions)
-        store.conclude(scored(text), reason or conclude(conditions))
-        return {
+        verdict = reason or conclude(conditions)
+        entry = {
             "inputs_sha256": self.inputs[text],
             "windows": total,
             "tokens": self.request.settings.max_length,
             "relation_heads": heads,
-            "verdict": None if reason else store.verdict(scored(text)),
+            "verdict": None if reason else verdict,
             "no_verdict": reason,
             **describe(conditions, {name: values / total for name, values in sums.items()}),
         }
+        return entry, scores, verdict
 
     def _pair(self, fitted: Any) -> dict[str, "Condition"]:
         """All conditions, with the pairs of heads that `fitted` windows tell."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -61,3 +62,12 @@ class TaskData:
                 digest.update(json.dumps([row.index, row.texts, row.label]).encode())
             digest.update(b"\0")
         return digest.hexdigest()
+
+
+def without_a_tenth(split: Split) -> tuple[Split, Split]:
+    """Nine tenths of the rows and the rest, chosen by chance but always the same, both in their order."""
+    count = len(split.examples)
+    held = set(random.Random(0).sample(range(count), max(1, count // 10)))
+    parts = [[row for number, row in enumerate(split.examples) if (number in held) is one] for one in (False, True)]
+    kept, rest = (Split(rows, split.source, False, split.notes) for rows in parts)
+    return kept, rest

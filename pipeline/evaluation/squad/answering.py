@@ -1,5 +1,6 @@
 """One fine-tuning on SQuAD: a new span head on the encoder, trained under one seed, and its answers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,10 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.evaluation.encoder import Encoder, fresh_span_head
-from pipeline.evaluation.finetune import trained
+from pipeline.evaluation.estimate import SAMPLE, shape_of
+from pipeline.evaluation.finetune import autocast, trained
 from pipeline.evaluation.progress import Progress
-from pipeline.evaluation.squad.questions import SquadData
+from pipeline.evaluation.squad.questions import Question, Questions, SquadData
 from pipeline.evaluation.squad.spans import Candidates
 from pipeline.evaluation.squad.windows import Windows
 from pipeline.evaluation.task import Settings
@@ -20,39 +22,59 @@ from pipeline.evaluation.task import Settings
 class EncodedSquad:
     """The windows of all questions, for any number of seeds."""
 
-    data: SquadData
+    name: str
     train: Windows
-    dev: Windows
+    asked: list[Question]
+    windows: Windows
 
 
 def encode_squad(data: SquadData, encoder: Encoder, length: int) -> EncodedSquad:
     """Tokenise all questions once, for any number of seeds."""
-    return EncodedSquad(data, Windows(data.train.rows, encoder, length), Windows(data.dev.rows, encoder, length))
+    asked = [*data.dev.rows, *(data.choosing.rows if data.choosing else ())]
+    windows = Windows(asked, encoder, length)
+    return EncodedSquad(data.version.name, Windows(data.train.rows, encoder, length), asked, windows)
+
+
+def forward_flops(questions: Questions, encoder: Encoder, length: int) -> float:
+    """Operations of one pass over all windows of the questions, from the windows of some of them."""
+    some = questions.rows[:: max(1, len(questions.rows) // SAMPLE)][:SAMPLE]
+    windows = Windows(some, encoder, length)
+    each = shape_of(encoder).encoder_flops(max(1, round(windows.tokens / len(windows))))
+    return len(questions.rows) * len(windows) / len(some) * each
 
 
 def answer(
-    task: EncodedSquad, encoder: Encoder, seed: int, settings: Settings
+    task: EncodedSquad, encoder: Encoder, seed: int, settings: Settings, keep: Callable[[Any], None] | None = None
 ) -> tuple[dict[str, str], dict[str, float]]:
     """Train, and return by question id the best answer and what speaks against any (0 to 1).
+
+    `keep` gets the model that answered.
 
     Raises:
         UserError: training diverged.
     """
-    title = f"{task.data.version.name}, seed {seed}"
-    with trained(fresh_span_head(encoder, seed), task.train, encoder, title, seed, settings) as trainer:
-        found = _predict(trainer, task, title)
+    title = f"{task.name}, seed {seed}"
+    model = fresh_span_head(encoder, seed)
+    with trained(model, task.train, encoder, title, seed, settings) as trainer:
+        found = _predict(trainer, task, title, settings)
+    if keep:
+        keep(model)
     texts, no_answer = {}, {}
-    for question, candidates in zip(task.data.dev.rows, found, strict=True):
+    for question, candidates in zip(task.asked, found, strict=True):
         texts[question.name] = next(iter(candidates.texts(question.context)), "")
         no_answer[question.name] = candidates.no_answer()
     return texts, no_answer
 
 
-def _predict(trainer: Any, task: EncodedSquad, title: str) -> list[Candidates]:
+def _predict(trainer: Any, task: EncodedSquad, title: str, settings: Settings) -> list[Candidates]:
     """The candidates of every question; its windows are run sorted by length."""
-    model, windows, size = trainer.model.eval(), task.dev, trainer.args.per_device_eval_batch_size
-    found, order = [Candidates() for _ in task.data.dev.rows], windows.by_length()
-    with torch.no_grad(), Progress(f"{title}, answers", len(order), "windows") as progress:
+    model, windows, size = trainer.model.eval(), task.windows, settings.batch_size
+    found, order = [Candidates() for _ in task.asked], windows.by_length()
+    with (
+        torch.no_grad(),
+        autocast(settings.precision),
+        Progress(f"{title}, answers", len(order), "windows") as progress,
+    ):
         for first in range(0, len(order), size):
             chosen = order[first : first + size]
             batch = trainer.data_collator([windows[number] for number in chosen])

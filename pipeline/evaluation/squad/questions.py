@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import random
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import DataError
@@ -60,11 +61,12 @@ class Questions:
 
 @dataclass(frozen=True)
 class SquadData:
-    """What one version is trained and scored on."""
+    """What one version is trained and scored on; `choosing` are questions by which the point of a grid is chosen."""
 
     version: Version
     train: Questions
     dev: Questions
+    choosing: Questions | None = None
 
     def describe(self) -> str:
         """`full`, or `train: ...; dev: ...`."""
@@ -79,6 +81,21 @@ class SquadData:
                 digest.update(json.dumps([row.name, row.text, row.context, row.answers]).encode())
             digest.update(b"\0")
         return digest.hexdigest()
+
+
+def without_a_tenth(questions: Questions) -> tuple[Questions, Questions]:
+    """The questions on nine tenths of the contexts and those on the rest, chosen by chance but always the same.
+
+    Raises:
+        DataError: there is one context only.
+    """
+    contexts = list(dict.fromkeys(row.context for row in questions.rows))
+    if len(contexts) < 2:
+        raise DataError(f"{questions.source}: --grid split needs two contexts at least")
+    held = set(random.Random(0).sample(contexts, max(1, len(contexts) // 10)))
+    parts = [[row for row in questions.rows if (row.context in held) is one] for one in (False, True)]
+    kept, rest = (replace(questions, rows=rows) for rows in parts)
+    return kept, rest
 
 
 def make_question(
