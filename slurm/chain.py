@@ -106,11 +106,19 @@ def _stages(run: Path, recipe: Recipe, site: Site, left_out: dict[str, str]) -> 
     found["fold"] = (fold_stage("fold", run, student),)
     reported = [run]
     if recipe.evaluation.tasks is not None:
-        asked = (recipe.evaluation.tasks, Path(str(recipe.evaluation.data)), run / EVALUATION)
-        found["evaluate"] = (evaluate_stage("evaluate", student, *asked, "--seeds", recipe.evaluation.seeds),)
+        found["evaluate"] = (_evaluation(run, recipe, site.evaluate),)
         reported.append(run / EVALUATION)
     found["report"] = (report_stage("report", reported, run / REPORT),)
     return found
+
+
+def _evaluation(run: Path, recipe: Recipe, resources: Resources) -> Stage:
+    asked = recipe.evaluation
+    options: list[object] = ["--seeds", asked.seeds, "--threads", resources.cpus]
+    if recipe.teacher.path and "attention" in str(asked.tasks).split(","):
+        options += ["--teacher", recipe.teacher.path]
+    data = Path(str(asked.data))
+    return evaluate_stage("evaluate", run / STUDENT, str(asked.tasks), data, run / EVALUATION, *options)
 
 
 def read_directories(recipe: Recipe) -> Iterator[Path]:

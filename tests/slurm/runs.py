@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from tests.engine.faults.processes import wait_until
 from tests.slurm.cluster import Cluster
 from tests.support import ROOT
 
@@ -15,6 +16,7 @@ STEPS = 4
 SITE = {
     "defaults": {"time": "0:30:00", "cpus": 1, "partition": "main"},
     "shards": {"array": 2},
+    "evaluate": {"array": 2},
     "train": {"nodes": 2, "extra": ["--signal=USR2@60"]},
 }
 
@@ -45,6 +47,22 @@ def write_deepspeed(path: Path) -> Path:
     return path
 
 
+def write_task(folder: Path) -> Path:
+    """Sixteen rows of RTE, made up."""
+    (folder / "RTE").mkdir(parents=True)
+    rows = [f"{i}\tThe boat is late.\tIt rains.\t{('entailment', 'not_entailment')[i % 2]}" for i in range(16)]
+    for part in ("train", "dev"):
+        (folder / "RTE" / f"{part}.tsv").write_text("\n".join(["index\tsentence1\tsentence2\tlabel", *rows]) + "\n")
+    return folder
+
+
+def student_files(run: Path) -> dict[str, bytes]:
+    """What a student is, by file: fold.json without where it comes from, and the model card not at all."""
+    files = {path.name: path.read_bytes() for path in (run / "student").iterdir() if path.name != "README.md"}
+    fold = {key: value for key, value in json.loads(files["fold.json"]).items() if key != "source_run"}
+    return {**files, "fold.json": json.dumps(fold, sort_keys=True).encode()}
+
+
 class Doors:
     """submit.py, status.py and cancel.py for one run, in the environment of a cluster."""
 
@@ -69,6 +87,17 @@ class Doors:
         done = self.call("status", self.run, "--json")
         assert done.returncode == 0, done.stderr
         return {row["stage"]: row for row in json.loads(done.stdout)}
+
+    def wait_for(self, text: str, stage: str, seconds: float = 90) -> None:
+        """Until a log of the stage has `text`."""
+        logs = self.run / "slurm" / "logs"
+        found = lambda: any(text in log.read_text(errors="replace") for log in logs.glob(f"{stage}_*.log"))  # noqa: E731
+        wait_until(found, f"{text!r} in a log of {stage}", seconds, 0.2)
+
+    def finish(self, seconds: float = 150) -> dict[str, dict]:
+        """What status.py says when no job is left."""
+        self.slurm.wait_until_empty(seconds)
+        return self.rows()
 
     def logs(self) -> str:
         logs = sorted((self.run / "slurm" / "logs").glob("*"))

@@ -1,4 +1,4 @@
-"""slurm/status.py and slurm/cancel.py without SLURM: the run directory is written by hand, SLURM's answers are given."""
+"""slurm/status.py and slurm/cancel.py without SLURM: what jobs leave is written by hand, SLURM's answers are given."""
 
 import json
 import types
