@@ -17,8 +17,9 @@ if not __package__:
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.files import write_atomically
 from slurm import scheduler
-from slurm.queueing import SHARDING, Makers
+from slurm.queueing import Makers
 from slurm.record import JobRecord, Record, read_record
+from slurm.resources import SHARDING
 from slurm.status import look
 
 SECONDS = 60

@@ -18,7 +18,7 @@ from pipeline.errors import EXIT_STOPPED
 from pipeline.records import read_json_lines
 from slurm.chain import Chain, Link
 from slurm.record import JobRecord, Record
-from slurm.resources import STAGES
+from slurm.resources import SHARDING, STAGES
 from slurm.scheduler import NEVER, JobState
 
 ENDED_BADLY = {"failed": "failed", "stopped": "was stopped", "pre-empted": "was pre-empted"}
@@ -119,7 +119,7 @@ class Observer:
         if link.done(self.record) or (tasks and all(self.record.succeeded(*pair) for pair in tasks)):
             return replace(row, state="done")
         if not jobs:
-            return replace(row, state="not submitted")
+            return replace(row, state="not submitted") if not self._others(link.name) else replace(row, state="waits")
         row = replace(row, start=self._start(tasks), log=self._log(tasks))
         over = [pair for pair in tasks if self._over(*pair) and self.record.begun(*pair)]
         failures = [pair for pair in over if not self.record.succeeded(*pair)]
@@ -133,6 +133,10 @@ class Observer:
         if not self.answered and not failures:
             return replace(row, state="began" if any(self.record.begun(*pair) for pair in tasks) else "submitted")
         return self._ended(row, failures, before, stopped)
+
+    def _others(self, stage: str) -> bool:
+        """Whether another run makes the shards of this one; the last of its jobs for them is known here."""
+        return stage in SHARDING and any(job.owner for name in SHARDING for job in self.record.latest(name))
 
     def _ended(self, row: Row, failures: list[tuple[JobRecord, int]], before: str, stopped: bool) -> Row:
         """The row of a stage that neither runs nor waits; `failures` are the jobs that did not end well."""

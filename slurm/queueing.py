@@ -16,10 +16,7 @@ from slurm.batch import batch_file
 from slurm.chain import Chain, Link
 from slurm.fetch import hub_variables
 from slurm.record import JobRecord, Record
-from slurm.resources import STAGES, Site
-
-SHARDING = ("shards", "merge")
-"""Stages whose outcome runs share."""
+from slurm.resources import SHARDING, STAGES, Site
 
 
 @dataclass

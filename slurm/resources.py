@@ -11,6 +11,8 @@ from pipeline.parsing import build, read_sections
 
 STAGES = ("shards", "merge", "verify", "train", "fold", "evaluate", "report")
 """All that is queued, in order."""
+SHARDING = ("shards", "merge")
+"""Stages whose outcome runs share."""
 DEFAULTS = "defaults"
 """Section of what holds for every stage that says nothing else."""
 _TIME = re.compile(r"(\d+-)?\d+(:\d\d){1,2}|\d+-\d+")

@@ -23,8 +23,13 @@ at_the_end() {
 rm -f "$stage_state.ended"
 leave begun "{\"time\": $(date +%s), \"restarts\": ${SLURM_RESTART_COUNT:-0}}"
 trap 'at_the_end $?' EXIT
-if [ -e "$stage_run/slurm/cancelled" ]; then
-    echo "not run: stopped by the user"
-    exit 75
-fi
+case $2 in
+    shards | merge) ;; # cancel.py ends them, unless another run waits for the same shards
+    *)
+        if [ -e "$stage_run/slurm/cancelled" ]; then
+            echo "not run: stopped by the user"
+            exit 75
+        fi
+        ;;
+esac
 source slurm/common.sh

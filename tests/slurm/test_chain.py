@@ -78,7 +78,7 @@ def test_a_run_that_is_cancelled_goes_on_from_its_next_submission(slurm, tmp_pat
 
 @pytest.mark.slow
 def test_where_requeue_is_forbidden_the_next_job_goes_on_and_the_student_is_the_same(tmp_path):
-    steps = {"steps": 60, "checkpoint_every": 60}
+    steps = {"steps": 150, "checkpoint_every": 150}
     with cluster(nodes=2, requeue=False) as slurm:
         whole = Doors(slurm, tmp_path, "whole", train=steps)
         write_site(whole.site, tmp_path / "cache", requeue=False, train_jobs=3)
@@ -88,8 +88,8 @@ def test_where_requeue_is_forbidden_the_next_job_goes_on_and_the_student_is_the_
         cut = Doors(slurm, tmp_path, "cut", train=steps)
         done = cut.submit()
         assert done.returncode == 0, done.stderr
-        cut.wait_for("step 10/", "train")
         train = cut.rows()["train"]["jobs"].split(", ")
+        cut.wait_for("step   5/", "train")
         slurm.run("scancel", "--signal=USR2", train[0])
         rows = cut.finish()
         assert states(rows)["report"] == "done", f"{rows}\n{cut.logs()}"
