@@ -6,8 +6,9 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
-from pipeline.config import Recipe
+from pipeline.config import Recipe, load_recipe
 from pipeline.cost import trained_parameters
 from pipeline.errors import Refusals, UserError, refuse
 from pipeline.stages import ROOT
@@ -16,11 +17,13 @@ from pipeline.train import faults_here
 from preprocessing.readers.specs import expand_specs
 from slurm import scheduler
 from slurm.chain import Link, has_shards
-from slurm.record import Record
+from slurm.record import FOLDER, Record
 from slurm.resources import Resources
 
 CODE = ("pipeline", "preprocessing", "slurm", "setup.py", ":!slurm/site.yaml")
 """What runs. Recipes, DeepSpeed files and the site file are copied into the run directory."""
+MAY_CHANGE = ("train.steps", "train.hang_minutes", "data.shards", "data.heldout", "teacher.path")
+"""Keys of a recipe that the trainer compares by what they mean, or lets change."""
 _BYTES_OF_A_PARAMETER = 12
 """In a checkpoint: the fp32 weight and its two moments."""
 
@@ -103,6 +106,30 @@ def _lack_of_shards(recipe: Recipe) -> str | None:
         return None
     files = [source for source in expand_specs(recipe.sources.specs) if source.path.is_file()]
     return _lack(Path(recipe.data.shards), sum(source.text_bytes for source in files), "shards")
+
+
+def refuse_another_recipe(run: Path, recipe: Recipe) -> None:
+    """See to it that a run with checkpoints goes on with the recipe it has; the trainer would refuse another one.
+
+    Raises:
+        UserError: a key differs that may not.
+    """
+    if not any((run / "checkpoints").glob("step_*/complete.json")):
+        return
+    old, new = (_flat(known.to_dict()) for known in (load_recipe(run / FOLDER / "recipe.yaml", []), recipe))
+    for key in sorted(old):
+        if old[key] != new[key] and key not in MAY_CHANGE:
+            change = f"its {key} is {old[key]!r}, not {new[key]!r}"
+            raise UserError(f"{run} holds another run: {change}; choose another --run")
+
+
+def _flat(sections: dict[str, Any]) -> dict[str, Any]:
+    """Values by `section.key`."""
+    values = dict[str, Any]()
+    for name, section in sections.items():
+        below = {f"{name}.{key}": value for key, value in section.items()} if isinstance(section, dict) else None
+        values |= {name: section} if below is None else below
+    return values
 
 
 def refuse_jobs(record: Record) -> None:

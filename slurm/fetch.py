@@ -34,6 +34,11 @@ class Fetcher:
     cache: Path
     download: bool = True
 
+    def would_fetch(self, name: str | None) -> bool:
+        """Whether a tokenizer or a SPEC is not here but on the hub."""
+        form, colon, path = str(name).partition(":")
+        return form == HUB and not os.path.isdir(path.partition("?")[0]) if colon else not os.path.exists(str(name))
+
     def model(self, name: str, what: str) -> str:
         """The directory of a teacher or a tokenizer; `what` it is, for messages.
 

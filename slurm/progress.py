@@ -119,17 +119,19 @@ class Observer:
         if link.done(self.record) or (tasks and all(self.record.succeeded(*pair) for pair in tasks)):
             return replace(row, state="done")
         if not jobs:
-            return replace(row, state="not submitted") if not self._others(link.name) else replace(row, state="waits")
+            return replace(row, state="waits" if self._others(link.name) else "not submitted")
         row = replace(row, start=self._start(tasks), log=self._log(tasks))
         over = [pair for pair in tasks if self._over(*pair) and self.record.begun(*pair)]
         failures = [pair for pair in over if not self.record.succeeded(*pair)]
         if link.resources.array > 1:
             row = replace(row, step=sum(self.record.succeeded(*pair) for pair in tasks), steps=len(tasks))
-        living = [state for pair in tasks if (state := self._state(*pair)) and not self._over(*pair)]
-        if any(state.running for state in living):
+        living = {pair: state for pair in tasks if (state := self._state(*pair)) and not self._over(*pair)}
+        if any(state.running for state in living.values()):
             return replace(row, state="runs", problem=self._why(failures) if link.name != "train" else "")
         if living and (link.name == "train" or not failures):
-            return self._waits(row, tasks, living[0])
+            # Training may go on in a job of its own.
+            again = any(self.record.begun(*pair) for pair in (tasks if link.name == "train" else living))
+            return self._waits(row, again, next(iter(living.values())))
         if not self.answered and not failures:
             return replace(row, state="began" if any(self.record.begun(*pair) for pair in tasks) else "submitted")
         return self._ended(row, failures, before, stopped)
@@ -177,12 +179,16 @@ class Observer:
         chosen = [path for path in bad if path.is_file()] or logs
         return str(max(chosen, key=lambda path: path.stat().st_mtime)) if chosen else ""
 
-    def _waits(self, row: Row, tasks: list[tuple[JobRecord, int]], state: JobState) -> Row:
-        if any(self.record.begun(job, task) for job, task in tasks):
-            return replace(row, state="requeued", problem=f"goes on by itself after {stop_reason(self.record.run)}")
+    def _waits(self, row: Row, again: bool, state: JobState) -> Row:
+        """The row of a stage that waits, for the second time at least if it does so again."""
+        if again:
+            return replace(row, state="requeued", problem=f"goes on by itself after {self._stop(row)}")
         if state.reason in ("Dependency", ""):
             return replace(row, state="waits")
         return replace(row, state="queued", problem="" if state.reason in ("Priority", "None") else state.reason)
+
+    def _stop(self, row: Row) -> str:
+        return stop_reason(self.record.run) if row.stage == "train" else "an interruption"
 
     def _why(self, failures: list[tuple[JobRecord, int]]) -> str:
         """What went wrong, in one sentence."""
@@ -199,9 +205,8 @@ class Observer:
         ending = self.remembered([number]).get(number, "") if state is None else state.state
         if ending in _STATES:
             return which + _STATES[ending]
-        return which + (
-            f"it ended with code {code}" if code is not None else "it is gone, and its log does not say why"
-        )
+        unknown = "it is gone, and its log does not say why"
+        return which + (unknown if code is None else f"it ended with code {code}")
 
 
 def _not_run(row: Row, why: str) -> Row:

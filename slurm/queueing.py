@@ -101,7 +101,7 @@ class Submission:
         """Of the stage's jobs: one, or where jobs may not be requeued those that train one after another."""
         run = self.record.run
         place = hashlib.sha256(str(run).encode()).hexdigest()[:6]
-        name = re.sub(r"[^\w.-]", "_", f"{link.name}-{run.name}-{place}-{self._count}")
+        name = re.sub(r"[^\w.-]", "_", f"{link.name}-{run.name}-{place}-{self._count}", flags=re.ASCII)
         if link.name != "train" or self.site.requeue:
             return [name]
         return [f"{name}.{number}" for number in range(1, self.site.train_jobs + 1)]

@@ -70,6 +70,7 @@ def main() -> int:
         record = read_record(run, must_exist=False)
         checks.refuse_jobs(record)
         chain = plan(run, recipe, site, Fetcher(cache))
+        checks.refuse_another_recipe(run, chain.recipe)
         checks.refuse_full_disks(run, chain.recipe)
         write_files(record, chain, arguments, changes)
         Submission(record, chain, site, cache, revision + ("-dirty" if changes else "")).queue(arguments.first)
@@ -81,7 +82,9 @@ def plan(run: Path, recipe: Recipe, site: Site, fetcher: Fetcher) -> Chain:
     """The chain of a recipe, with what it names on the hub fetched."""
     local = fetched(recipe, fetcher)
     if local.sources.specs:
-        local.data.shards = str(shards_directory(local, fetcher.cache))
+        here = fetcher.download or not any(map(fetcher.would_fetch, (local.sources.tokenizer, *local.sources.specs)))
+        # Without a download, what decides the folder's name may not be here.
+        local.data.shards = str(shards_directory(local, fetcher.cache) if here else fetcher.cache / "shards" / "HASH")
     return make_chain(run, local, site)
 
 

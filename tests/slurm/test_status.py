@@ -158,6 +158,14 @@ def test_one_failed_job_of_an_array_is_named(run):
     assert row["log"].endswith("shards_11_2.log")
 
 
+def test_an_array_of_which_some_jobs_have_yet_to_begin_is_not_requeued(run):
+    begin(run, "11_1")
+    end(run, "11_1", 0)
+    run.says = [JobState("11_2", "PENDING", "Resources")]
+    row = run.rows()["shards"]
+    assert (row["state"], row["step"], row["steps"], row["problem"]) == ("queued", 1, 2, "Resources")
+
+
 def test_without_slurm_files_tell(run):
     run.says = None
     succeed_up_to_training(run)

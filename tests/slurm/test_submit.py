@@ -84,6 +84,13 @@ def test_a_dry_run_prints_every_file_and_touches_nothing(door):
     assert "--tasks latency" in out and '--part "$SLURM_ARRAY_TASK_ID/2"' in out and "HF_HUB_OFFLINE=1" in out
 
 
+def test_a_dry_run_needs_no_hub(door):
+    code, out, err = door.call("--dry-run", teacher={"path": "no/such-teacher"})
+    assert code == 0 and "cache/shards/HASH" in out, err
+    code, out, err = door.call("--dry-run", sources={"inputs": ["hub:no/such?split=train"]})
+    assert code == 0 and "hub:no/such?split=train" in out, err
+
+
 def test_batch_files_are_shell_and_keep_odd_paths(door):
     name = "läufe of mine/it's 100%"
     (door.folder / name).parent.mkdir()
@@ -147,6 +154,20 @@ def test_what_is_done_is_not_queued_again(door):
     (run / "student" / "fold.json").write_text("{}")
     code, _, err = door.call("--from", "fold")
     assert code == 2 and "student, which is there: move it away" in err
+
+
+def test_another_recipe_is_refused_once_there_is_a_checkpoint(door):
+    door.call()
+    door.queue.waiting.clear()
+    assert door.call(train={"lr": 0.5})[0] == 0
+    door.queue.waiting.clear()
+    marker = door.folder / "run" / "checkpoints" / "step_2" / "complete.json"
+    marker.parent.mkdir(parents=True)
+    marker.write_text("{}")
+    assert door.call(train={"lr": 0.5, "steps": 9}, evaluation={"seeds": "4"})[0] == 0
+    door.queue.waiting.clear()
+    code, _, err = door.call(train={"lr": 0.25, "steps": 9})
+    assert code == 2 and "holds another run: its train.lr is 0.5, not 0.25; choose another --run" in err
 
 
 def test_the_marker_of_cancel_goes_with_the_next_submission(door):
