@@ -13,3 +13,9 @@ elif ! python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec(
 fi
 # srun does not take this from sbatch by itself.
 export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
+
+# The option $1 and which part of the work is this job's, as I/N; nothing outside an array.
+array_part() {
+    [ -z "${SLURM_ARRAY_TASK_ID:-}" ] ||
+        echo "$1 $((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN + 1))/$SLURM_ARRAY_TASK_COUNT"
+}
