@@ -32,7 +32,6 @@ class Stage:
         launcher: `deepspeed` starts the script once per rank, `python` once.
         resources: what it works on: `cpu` cores alone, or a `gpu` where there is one.
         always: the command finds out by itself what is left to do, so that its outputs do not tell.
-        share: the option, with I/N behind it, that makes the command do one of N parts of the work.
     """
 
     name: str
@@ -42,7 +41,6 @@ class Stage:
     launcher: Literal["python", "deepspeed"] = "python"
     resources: Literal["cpu", "gpu"] = "cpu"
     always: bool = False
-    share: str | None = None
 
     @property
     def done(self) -> bool:
@@ -56,7 +54,7 @@ def shards_stage(
     """Text to token shards; with the option `--merge`, the end of a build whose parts were made one by one."""
     arguments = ("--input", *specs, "--tokenizer", tokenizer, "--output", output, "--workers", workers)
     command = _command("preprocessing/build_shards.py", *arguments, *options)
-    return Stage(name, command, (tokenizer,), (output / "manifest.json",), share="--part")
+    return Stage(name, command, (tokenizer,), (output / "manifest.json",))
 
 
 def verify_stage(name: str, shards: Path) -> Stage:
@@ -96,8 +94,7 @@ def evaluate_stage(name: str, model: Path, tasks: str, data: Path, output: Path,
     """Scores of a model."""
     where = ("--data", data, "--output", output)
     command = _command("pipeline/evaluate.py", "--model", model, "--tasks", tasks, *where, *options)
-    scores = (output / "results.json",)
-    return Stage(name, command, (model, data), scores, resources="gpu", always=True, share="--items")
+    return Stage(name, command, (model, data), (output / "results.json",), resources="gpu", always=True)
 
 
 def report_stage(name: str, directories: Iterable[Path], output: Path) -> Stage:

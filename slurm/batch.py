@@ -4,12 +4,18 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from pipeline.stages import ROOT, Stage
+from pipeline.stages import ROOT
 from slurm.chain import Link
 from slurm.record import FOLDER
 
 TRAIN = ROOT / "slurm" / "train.sbatch"
-"""How training runs, on a cluster with this project or without: signals, requeue, checks of the nodes."""
+"""How training runs, in a chain or by hand: signals, requeue, checks of the nodes."""
+FILES = {
+    "preprocessing/build_shards.py": "slurm/shards.sbatch",
+    "pipeline/evaluate.py": "slurm/evaluate.sbatch",
+    "pipeline/report.py": "slurm/report.sbatch",
+}
+"""The batch files of other stages, which take the same arguments and find out their part of an array."""
 
 
 def batch_file(link: Link, run: Path, name: str, variables: Mapping[str, str], requeue: bool) -> str:
@@ -66,18 +72,15 @@ def _variables(link: Link, variables: Mapping[str, str]) -> dict[str, str]:
 
 def _commands(link: Link) -> Iterator[str]:
     for stage in link.stages:
+        door, *arguments = stage.command
         if stage.launcher == "deepspeed":
-            yield f"source slurm/train.sbatch {' '.join(map(shlex.quote, _train_arguments(stage)))}"
+            yield f"source slurm/train.sbatch {shlex.join(_train_arguments(arguments))}"
+        elif door in FILES:
+            yield f"bash {FILES[door]} {shlex.join(arguments)} || exit"
         else:
-            part = f' {stage.share} "$SLURM_ARRAY_TASK_ID/{link.resources.array}"' if _shared(link, stage) else ""
-            yield f"python {shlex.join(stage.command)}{part} || exit"
+            yield f"python {shlex.join(stage.command)} || exit"
 
 
-def _shared(link: Link, stage: Stage) -> bool:
-    return link.resources.array > 1 and stage.share is not None
-
-
-def _train_arguments(stage: Stage) -> list[str]:
-    """What train.sbatch takes, out of the command line of pipeline/train.py."""
-    words = list(stage.command)
+def _train_arguments(words: list[str]) -> list[str]:
+    """What train.sbatch takes, out of the arguments of pipeline/train.py."""
     return [words[words.index(option) + 1] for option in ("--deepspeed_config", "--config", "--output")]

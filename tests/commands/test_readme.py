@@ -50,6 +50,7 @@ CHECKED = {
     "sbatch": "bash -n slurm/train.sbatch",
     # tests/slurm has whole runs on one.
     "$EDITOR": "cat slurm/site.yaml recipes/cluster_11m.yaml",
+    "bash slurm/tensorboard.sbatch": "bash -n slurm/tensorboard.sbatch",
     "python slurm/submit.py": "python slurm/submit.py --help",
     "python slurm/status.py": "python slurm/status.py --help",
     # A shell's own state, and a server that does not end.

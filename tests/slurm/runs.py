@@ -99,6 +99,7 @@ class Doors:
         self.slurm.wait_until_empty(seconds)
         return self.rows()
 
-    def logs(self) -> str:
+    def logs(self, last: int = 3000) -> str:
+        """The last characters of every log."""
         logs = sorted((self.run / "slurm" / "logs").glob("*"))
-        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
+        return "\n".join(f"== {log.name}\n{log.read_text(errors='replace')[-last:]}" for log in logs)

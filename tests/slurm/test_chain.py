@@ -78,7 +78,7 @@ def test_a_run_that_is_cancelled_goes_on_from_its_next_submission(slurm, tmp_pat
 
 @pytest.mark.slow
 def test_where_requeue_is_forbidden_the_next_job_goes_on_and_the_student_is_the_same(tmp_path):
-    steps = {"steps": 150, "checkpoint_every": 150}
+    steps = {"steps": 100, "checkpoint_every": 100}
     with cluster(nodes=2, requeue=False) as slurm:
         whole = Doors(slurm, tmp_path, "whole", train=steps)
         write_site(whole.site, tmp_path / "cache", requeue=False, train_jobs=3)
@@ -93,6 +93,6 @@ def test_where_requeue_is_forbidden_the_next_job_goes_on_and_the_student_is_the_
         slurm.run("scancel", "--signal=USR2", train[0])
         rows = cut.finish()
         assert states(rows)["report"] == "done", f"{rows}\n{cut.logs()}"
-        logs = cut.logs()
+        logs = cut.logs(last=100_000)
         assert "stopped by SIGUSR2" in logs and "resumed from" in logs and len(train) == 3
         assert student_files(cut.run) == student_files(whole.run)

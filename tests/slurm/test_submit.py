@@ -81,7 +81,7 @@ def test_a_dry_run_prints_every_file_and_touches_nothing(door):
     assert {*door.folder.rglob("*")} - {*before} == {door.folder / "run.yaml"}
     for stage in ("shards", "merge", "verify", "train", "fold", "evaluate", "report"):
         assert f"==> {door.folder / 'run' / 'slurm' / stage}.sbatch" in out
-    assert "--tasks latency" in out and '--part "$SLURM_ARRAY_TASK_ID/2"' in out and "HF_HUB_OFFLINE=1" in out
+    assert "bash slurm/evaluate.sbatch --model" in out and "--tasks latency" in out and "HF_HUB_OFFLINE=1" in out
 
 
 def test_a_dry_run_needs_no_hub(door):
