@@ -59,8 +59,10 @@ def _options(path: Path) -> list[str]:
 
 
 def _quoted(option: str) -> str:
-    """SLURM takes quotation marks as a shell does; without need, none."""
-    return option if option.isascii() and " " not in option else f'"{option}"'
+    """As SLURM reads it: like a shell, with a backslash before a quotation mark that means itself."""
+    if option.isascii() and not set(option) & set(" '\"\\#"):
+        return option
+    return '"' + option.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _variables(link: Link, variables: Mapping[str, str]) -> dict[str, str]:

@@ -79,7 +79,6 @@ class Submission:
         if not links:
             print("nothing is left to do")
         checks.refuse_links(links)
-        self.record.left_out = dict(self.chain.left_out)
         for link in links:
             write_atomically(self.record.batch_file(link.name), self.batch_file(link).encode())
         checks.refuse_resources(self.record, links)

@@ -56,8 +56,6 @@ class Record:
 
     run: Path
     jobs: list[JobRecord] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)
-    """Why a stage of this run is not queued, by its name."""
     shards: str = ""
     """The directory in the cache that the run shares with others of the same text."""
 
@@ -116,7 +114,7 @@ class Record:
     def save(self) -> None:
         """Write jobs.json, whole."""
         jobs = [dataclasses.asdict(job) for job in self.jobs]
-        content = {"jobs": jobs, "left_out": self.left_out, "shards": self.shards}
+        content = {"jobs": jobs, "shards": self.shards}
         write_atomically(self.folder / "jobs.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -135,7 +133,7 @@ def read_record(run: Path, must_exist: bool = True) -> Record:
     try:
         content: dict[str, Any] = json.loads(path.read_bytes())
         record.jobs = [JobRecord(**{**job, "after": tuple(job["after"])}) for job in content["jobs"]]
-        record.left_out, record.shards = dict(content["left_out"]), content["shards"]
+        record.shards = content["shards"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: expected a list of jobs, found {error!r}") from error
     return record
