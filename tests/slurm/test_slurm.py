@@ -21,7 +21,7 @@ from tests.support import ROOT
 from tests.support.runs import prepare, recipe_values, write_recipe
 
 pytestmark = pytest.mark.slow
-STEPS, CHECKPOINT_EVERY = 300, 20
+STEPS, CHECKPOINT_EVERY = 200, 20
 
 
 @dataclass
@@ -101,13 +101,12 @@ def cut(record_property) -> Callable[[Run, str, Callable[[], object]], int]:
     return cut_run
 
 
-@pytest.mark.parametrize("number", ["USR1", "TERM"])
-def test_a_job_that_is_signalled_goes_on(cut, slurm, inputs, expected, tmp_path, number):
+def test_a_job_that_is_signalled_goes_on(cut, slurm, inputs, expected, tmp_path):
     run = Run(slurm, inputs, tmp_path / "run")
     job = run.submit()
-    step = cut(run, job, lambda: slurm.run("scancel", f"--signal={number}", job))
-    assert f"stopped on request at step {step}, checkpoint written (SIG{number})" in run.text()
-    assert f"stopped by SIG{number}: the job is requeued" in run.text()
+    step = cut(run, job, lambda: slurm.run("scancel", "--signal=USR1", job))
+    assert f"stopped on request at step {step}, checkpoint written (SIGUSR1)" in run.text()
+    assert "stopped by SIGUSR1: the job is requeued" in run.text()
     assert run.student() == expected and slurm.job(job)["Restarts"] == "1"
 
 
@@ -121,13 +120,12 @@ def ranks(slurm: Cluster) -> dict[str, psutil.Process]:
     return found
 
 
-def pending(process: psutil.Process) -> set[signal.Signals]:
-    """Signals that were sent to a process and have not reached it."""
-    line = next(line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "ShdPnd" in line)
-    mask = int(line.split()[1], 16)
-    return {
-        number for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGQUIT) if mask >> number - 1 & 1
-    }
+def pending(process: psutil.Process) -> bool:
+    """Whether SIGUSR2 was sent to a process and has not reached it."""
+    with suppress(OSError):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return bool(int(status.split("ShdPnd:")[1].split()[0], 16) >> signal.SIGUSR2 - 1 & 1)
+    return False
 
 
 def test_a_job_at_its_time_limit_is_warned_by_usr2_and_goes_on(cut, slurm, inputs, expected, tmp_path):
@@ -137,13 +135,16 @@ def test_a_job_at_its_time_limit_is_warned_by_usr2_and_goes_on(cut, slurm, input
 
     def stand_still_until_warned() -> None:
         training = list(ranks(slurm).values())
+        assert len(training) == 2
         send(signal.SIGSTOP, training)
-        wait_until(lambda: all(map(pending, training)), "the warning", 100, 0.2)
-        assert len(training) == 2 and all(pending(rank) == {signal.SIGUSR2} for rank in training)
+        # SLURM lets them go on when it signals them.
+        wait_until(lambda: "stopping after" in run.text() or all(map(pending, training)), "the warning", 110, 0.2)
         send(signal.SIGCONT, training)
 
     cut(run, job, stand_still_until_warned)
-    assert "stopped by SIGUSR2: the job is requeued" in run.text() and "TIME LIMIT" not in run.text()
+    assert {f"rank {rank}: SIGUSR2, stopping after the next step" for rank in (0, 1)} <= set(run.text().splitlines())
+    assert "stopped by SIGUSR2: the job is requeued" in run.text() and "SIGTERM" not in run.text()
+    assert "TIME LIMIT" not in run.text()
     assert run.student() == expected and slurm.job(job)["Restarts"] == "1"
 
 
