@@ -88,7 +88,7 @@ def judge(names: list[str], found: dict[str, dict[str, Any]], since: float, now:
 def node_faults(node: dict[str, Any] | None, since: float, now: float) -> Iterator[str]:
     """What is wrong with one node."""
     if node is None:
-        yield "it did not answer within five minutes"
+        yield "its check gave no answer"
         return
     yield from node["own"]
     yield from node["common"]

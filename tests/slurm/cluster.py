@@ -98,7 +98,12 @@ class Cluster:
         """Start a daemon in the foreground, so that its number is known."""
         with open(self.directory / f"{name}.out", "ab") as output:
             self.daemons[name] = subprocess.Popen(
-                command, stdout=output, stderr=output, env=self.variables, start_new_session=True
+                # It ends with this process too, should that be killed.
+                ["setpriv", "--pdeathsig", "KILL", *command],
+                stdout=output,
+                stderr=output,
+                env=self.variables,
+                start_new_session=True,
             )
 
     def start_node(self, name: str) -> None:

@@ -63,7 +63,7 @@ def test_good_nodes_pass(check, judge, tmp_path):
         ({"commit": "abc"}, "error: node n2: code is abc there and "),
         ({"versions": {"torch": "1.0"}}, "error: node n2: torch is 1.0 there and "),
         ({"time": 0}, " seconds off the first node's\n"),
-        ({"node": "n9"}, "error: node n2: it did not answer within five minutes\n"),
+        ({"node": "n9"}, "error: node n2: its check gave no answer\n"),
     ],
 )
 def test_the_bad_node_is_named_and_noted(check, judge, tmp_path, change, sentence):

@@ -4,6 +4,7 @@ There is no accounting. Run by `make test-slow`; benchmarks/slurm.py writes what
 """
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,13 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.engine.faults.processes import wait_until
+from tests.engine.faults.processes import send, wait_until
 from tests.slurm.cluster import Cluster, cluster
 from tests.support import ROOT
 from tests.support.runs import prepare, recipe_values, write_recipe
 
 pytestmark = pytest.mark.slow
-STEPS = 600
+STEPS, CHECKPOINT_EVERY = 200, 20
 
 
 @dataclass
@@ -64,12 +65,9 @@ class Run:
 def inputs(tmp_path_factory) -> dict[str, Path]:
     directory = tmp_path_factory.mktemp("inputs")
     found = prepare(directory)
-    train = {"steps": STEPS, "checkpoint_every": 50, "log_every": 5}
+    train = {"steps": STEPS, "checkpoint_every": CHECKPOINT_EVERY, "log_every": 5}
     write_recipe(found["recipe"], recipe_values(found["shards"], found["teacher"], train=train))
-    # The same training, that takes longer.
-    train["checkpoint_every"] = 1
-    slow = write_recipe(directory / "slow.yaml", recipe_values(found["shards"], found["teacher"], train=train))
-    return {**found, "slow": slow}
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -103,51 +101,68 @@ def cut(record_property) -> Callable[[Run, str, Callable[[], object]], int]:
     return cut_run
 
 
-@pytest.mark.parametrize("number", ["USR1", "USR2", "TERM"])
-def test_a_job_that_is_signalled_goes_on(cut, slurm, inputs, expected, tmp_path, number):
+def test_a_job_that_is_signalled_goes_on(cut, slurm, inputs, expected, tmp_path):
     run = Run(slurm, inputs, tmp_path / "run")
     job = run.submit()
-    step = cut(run, job, lambda: slurm.run("scancel", f"--signal={number}", job))
-    assert f"stopped on request at step {step}, checkpoint written (SIG{number})" in run.text()
-    assert f"stopped by SIG{number}: the job is requeued" in run.text()
+    step = cut(run, job, lambda: slurm.run("scancel", "--signal=USR1", job))
+    assert f"stopped on request at step {step}, checkpoint written (SIGUSR1)" in run.text()
+    assert "stopped by SIGUSR1: the job is requeued" in run.text()
     assert run.student() == expected and slurm.job(job)["Restarts"] == "1"
 
 
+def ranks(slurm: Cluster) -> dict[str, psutil.Process]:
+    """The processes that train, by their rank."""
+    found = {}
+    for process in slurm.processes():
+        with suppress(psutil.Error):
+            if process.name().startswith("python") and "pipeline/train.py" in process.cmdline():
+                found[process.environ()["SLURM_PROCID"]] = process
+    return found
+
+
+def pending(process: psutil.Process) -> bool:
+    """Whether SIGUSR2 was sent to a process and has not reached it."""
+    with suppress(OSError):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return bool(int(status.split("ShdPnd:")[1].split()[0], 16) >> signal.SIGUSR2 - 1 & 1)
+    return False
+
+
 def test_a_job_at_its_time_limit_is_warned_by_usr2_and_goes_on(cut, slurm, inputs, expected, tmp_path):
-    """SLURM (22.05) sends the warning up to a minute early: here 29 to 59 seconds after the start."""
-    run = Run(slurm, {**inputs, "recipe": inputs["slow"]}, tmp_path / "run")
-    job = run.submit("--time=1", "--signal=USR2@1")
-    cut(run, job, lambda: None)
-    assert "stopped by SIGUSR2: the job is requeued" in run.text()
-    assert not any(f"SIG{name}" in run.text() for name in ("TERM", "USR1", "QUIT")) and "TIME LIMIT" not in run.text()
-    assert run.student() == expected and int(slurm.job(job)["Restarts"]) >= 1
+    """SLURM (22.05) sends the warning up to a minute early: here 50 to 80 seconds after the start."""
+    run = Run(slurm, inputs, tmp_path / "run")
+    job = run.submit("--time=2", "--signal=USR2@40")
+
+    def stand_still_until_warned() -> None:
+        training = list(ranks(slurm).values())
+        assert len(training) == 2
+        send(signal.SIGSTOP, training)
+        # SLURM lets them go on when it signals them.
+        wait_until(lambda: "stopping after" in run.text() or all(map(pending, training)), "the warning", 110, 0.2)
+        send(signal.SIGCONT, training)
+
+    cut(run, job, stand_still_until_warned)
+    assert {f"rank {rank}: SIGUSR2, stopping after the next step" for rank in (0, 1)} <= set(run.text().splitlines())
+    assert "stopped by SIGUSR2: the job is requeued" in run.text() and "SIGTERM" not in run.text()
+    assert "TIME LIMIT" not in run.text()
+    assert run.student() == expected and slurm.job(job)["Restarts"] == "1"
 
 
 def test_a_job_whose_node_is_lost_goes_on_elsewhere(cut, slurm, inputs, expected, tmp_path):
     run = Run(slurm, inputs, tmp_path / "run")
     job = run.submit()
     try:
-        assert cut(run, job, lambda: slurm.kill_node("n2")) % 50 == 0
+        assert cut(run, job, lambda: slurm.kill_node("n2")) % CHECKPOINT_EVERY == 0
     finally:
         slurm.start_node("n2")
     assert "Node failure on n2" in run.text() and slurm.job(job)["Restarts"] == "1"
     assert run.student() == expected
 
 
-def kill_rank(slurm: Cluster) -> None:
-    """Rank 1, and nothing else."""
-    for process in slurm.processes():
-        with suppress(psutil.Error):
-            if process.name().startswith("python") and process.environ().get("SLURM_PROCID") == "1":
-                process.kill()
-                return
-    raise AssertionError("no rank runs")
-
-
 def test_a_job_whose_rank_dies_goes_on(cut, slurm, inputs, expected, tmp_path):
     run = Run(slurm, inputs, tmp_path / "run")
     job = run.submit()
-    assert cut(run, job, lambda: kill_rank(slurm)) % 50 == 0
+    assert cut(run, job, lambda: ranks(slurm)["1"].kill()) % CHECKPOINT_EVERY == 0
     assert "crash 1 of at most 3 after step" in run.text() and slurm.job(job)["Restarts"] == "1"
     assert run.student() == expected
 

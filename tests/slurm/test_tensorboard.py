@@ -56,8 +56,8 @@ def test_a_login_node_serves_runs_by_their_names_until_it_is_told_to_end(tmp_pat
         assert board.wait(30) == 0
         wait_until(lambda: not any(map(alive, family)), "all of it to end", 30)
     finally:
-        board.kill()
-        board.wait()
+        board.terminate()
+        board.wait(30)
 
 
 @pytest.mark.slow
