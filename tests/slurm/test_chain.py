@@ -96,3 +96,22 @@ def test_where_requeue_is_forbidden_the_next_job_goes_on_and_the_student_is_the_
         logs = cut.logs(last=100_000)
         assert "stopped by SIGUSR2" in logs and "resumed from" in logs and len(train) == 3
         assert student_files(cut.run) == student_files(whole.run)
+
+
+@pytest.mark.slow
+def test_a_signalled_training_is_requeued_and_the_chain_waits_for_it(slurm, tmp_path):
+    doors = Doors(slurm, tmp_path, train={"steps": 60, "checkpoint_every": 60})
+    assert doors.submit().returncode == 0
+    number = doors.rows()["train"]["jobs"]
+    doors.wait_for("step  5/", "train")
+    slurm.run("scancel", "--signal=USR2", number)
+    doors.wait_for("the job is requeued", "train")
+    seen = set()
+    while slurm.jobs():
+        rows = doors.rows()
+        seen.add(rows["train"]["state"])
+        assert "failed" not in states(rows).values(), rows
+        if rows["train"]["state"] == "requeued":
+            assert rows["train"]["problem"] == "goes on by itself after SIGUSR2" and rows["fold"]["state"] == "waits"
+    assert "requeued" in seen and states(doors.rows())["report"] == "done", f"{seen}\n{doors.logs()}"
+    assert "resumed from" in doors.logs(last=100_000)
