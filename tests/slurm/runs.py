@@ -88,13 +88,13 @@ class Doors:
         assert done.returncode == 0, done.stderr
         return {row["stage"]: row for row in json.loads(done.stdout)}
 
-    def wait_for(self, text: str, stage: str, seconds: float = 90) -> None:
+    def wait_for(self, text: str, stage: str, seconds: float = 180) -> None:
         """Until a log of the stage has `text`."""
         logs = self.run / "slurm" / "logs"
         found = lambda: any(text in log.read_text(errors="replace") for log in logs.glob(f"{stage}_*.log"))  # noqa: E731
         wait_until(found, f"{text!r} in a log of {stage}", seconds, 0.2)
 
-    def finish(self, seconds: float = 150) -> dict[str, dict]:
+    def finish(self, seconds: float = 300) -> dict[str, dict]:
         """What status.py says when no job is left."""
         self.slurm.wait_until_empty(seconds)
         return self.rows()
