@@ -20,7 +20,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["pipeline*", "preprocessing*", "demo*"]),
+    packages=find_packages(include=["pipeline*", "preprocessing*", "demo*", "slurm*"]),
     install_requires=[
         # The cap matters: package indexes without CUDA builds serve the CPU build up to here, and an
         # index with CUDA builds serves the one its user chose. An uncapped torch drags in CUDA packages.

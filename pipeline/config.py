@@ -247,8 +247,56 @@ class TrainConfig:
 
 
 @dataclass
+class SourcesConfig:
+    """The text of a run and the tokenizer for it: what slurm/submit.py makes shards of. The trainer takes no notice."""
+
+    inputs: Any = None
+    """A SPEC (FORMAT:PATH), or a list of them. Without any, `data.shards` must be there already."""
+    tokenizer: str | None = None
+    """Directory, hub name, vocab.txt or SentencePiece model; the teacher's own by default."""
+
+    def __post_init__(self) -> None:
+        refuse(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        """A sentence for each value that cannot be."""
+        if not all(isinstance(spec, str) and ":" in spec for spec in self.specs) or self.inputs == []:
+            yield f"sources.inputs must be FORMAT:PATH or a list of such texts, not {self.inputs!r}"
+        if self.tokenizer is not None and self.inputs is None:
+            yield "sources.tokenizer is for sources.inputs, which names no text"
+
+    @property
+    def specs(self) -> list[Any]:
+        """`inputs` as a list."""
+        if self.inputs is None:
+            return []
+        return self.inputs if isinstance(self.inputs, list) else [self.inputs]
+
+
+@dataclass
+class EvaluationConfig:
+    """What slurm/submit.py has the student scored on, as pipeline/evaluate.py takes it. The trainer takes no notice."""
+
+    tasks: str | None = None
+    """Names, separated by commas. Without any, nothing is scored."""
+    data: str | None = None
+    """A directory, or `hub`."""
+    seeds: str = "1,2,3"
+
+    def __post_init__(self) -> None:
+        refuse(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        """A sentence for each value that cannot be."""
+        if (self.tasks is None) != (self.data is None):
+            yield "evaluation.tasks and evaluation.data go together: give both, or leave the section out"
+        if not all(seed.strip().isdecimal() for seed in self.seeds.split(",")):
+            yield f"evaluation.seeds must be whole numbers separated by commas, not {self.seeds!r}"
+
+
+@dataclass
 class Recipe:
-    """What is trained, in five sections and a method.
+    """What is trained, in five sections and a method; and in two more, what comes before and after on a cluster.
 
     wid compacts a teacher, continue trains a teacher on as it is (what more of the same text would have brought),
     scratch pre-trains a BERT from a shape.
@@ -260,13 +308,18 @@ class Recipe:
     target: TargetConfig = field(default_factory=TargetConfig)
     compaction: CompactionConfig = field(default_factory=CompactionConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    sources: SourcesConfig = field(default_factory=SourcesConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def problems(self) -> Iterator[str]:
         """A sentence for each thing that does not go together."""
         yield from METHODS[self.method](self)
 
     def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        """What decides the training, and so what a run is: all but `sources` and `evaluation`."""
+        return {
+            name: value for name, value in dataclasses.asdict(self).items() if name not in ("sources", "evaluation")
+        }
 
     def with_absolute_paths(self) -> "Recipe":
         """The same recipe whose paths mean the same from any working directory; a hub name stays a hub name."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config import load_recipe
+from pipeline.config import Recipe, load_recipe
 from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,14 +48,23 @@ class Stage:
         return not self.always and all(path.exists() for path in self.outputs)
 
 
-def shards_stage(name: str, specs: Iterable[str], tokenizer: Path, output: Path, workers: int) -> Stage:
-    """Text to token shards."""
+def shards_stage(
+    name: str, specs: Iterable[str], tokenizer: Path, output: Path, workers: int, *options: object
+) -> Stage:
+    """Text to token shards; with the option `--merge`, the end of a build whose parts were made one by one."""
     arguments = ("--input", *specs, "--tokenizer", tokenizer, "--output", output, "--workers", workers)
-    command = _command("preprocessing/build_shards.py", *arguments)
+    command = _command("preprocessing/build_shards.py", *arguments, *options)
     return Stage(name, command, (tokenizer,), (output / "manifest.json",))
 
 
-def train_stage(name: str, recipe: str, deepspeed_config: str, run: Path, *options: object) -> Stage:
+def verify_stage(name: str, shards: Path) -> Stage:
+    """Every byte of a shard directory, against its manifest."""
+    return Stage(name, _command("preprocessing/verify_shards.py", shards), (shards,), (), always=True)
+
+
+def train_stage(
+    name: str, recipe: str, deepspeed_config: str, run: Path, *options: object, resolved: Recipe | None = None
+) -> Stage:
     """A training run.
 
     Args:
@@ -64,9 +73,10 @@ def train_stage(name: str, recipe: str, deepspeed_config: str, run: Path, *optio
         deepspeed_config: likewise.
         run: the run directory.
         options: recipe keys and their values, as on the command line.
+        resolved: what the file will hold, where it is not written yet.
     """
     how = ("--config", recipe, "--deepspeed_config", deepspeed_config)
-    resolved = load_recipe(ROOT / recipe, [str(option) for option in options])
+    resolved = resolved or load_recipe(ROOT / recipe, [str(option) for option in options])
     command = _command("pipeline/train.py", *how, *options, "--output", run)
     inputs = [ROOT / recipe, ROOT / deepspeed_config, *(ROOT / shards for shards, _ in resolved.data.sources())]
     last = run / "checkpoints" / f"step_{resolved.train.steps}" / "complete.json"

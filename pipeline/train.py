@@ -49,16 +49,17 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 def main() -> int:
     arguments, options = parse_arguments()
     adopt_launcher_environment()
-    recipe = load_recipe(arguments.config, options, lambda recipe: faults_here(recipe, arguments.deepspeed_config))
+    how, ranks = arguments.deepspeed_config, int(os.environ["WORLD_SIZE"])
+    recipe = load_recipe(arguments.config, options, lambda recipe: faults_here(recipe, how, ranks))
 
     # It takes seconds, and wrong settings are to be said before.
     from pipeline.engine.session import train_with_all_ranks
 
-    finished = train_with_all_ranks(recipe.with_absolute_paths(), arguments.deepspeed_config, arguments.output)
+    finished = train_with_all_ranks(recipe.with_absolute_paths(), how, arguments.output)
     return EXIT_DONE if finished else EXIT_STOPPED
 
 
-def faults_here(recipe: Recipe, deepspeed_path: Path) -> list[str]:
+def faults_here(recipe: Recipe, deepspeed_path: Path, ranks: int) -> list[str]:
     """What is wrong with a recipe beside the other settings of this start, said before the seconds of imports."""
     refusals = Refusals()
     with refusals.gathering():
@@ -66,7 +67,7 @@ def faults_here(recipe: Recipe, deepspeed_path: Path) -> list[str]:
     with refusals.gathering():
         recipe.target.parameter_count()
     with refusals.gathering():
-        check_batch(deepspeed_path, recipe.train, int(os.environ["WORLD_SIZE"]))
+        check_batch(deepspeed_path, recipe.train, ranks)
     if recipe.method == "wid" and recipe.teacher.path is not None:
         if teacher_has_head(recipe.teacher.path) is False:
             refusals.sentences += filter(None, [head_warmup_fault(recipe)])

@@ -20,7 +20,8 @@ PREPROCESSING_DOORS = tuple(
 )
 EXPORT_DOOR = "pipeline.export"
 """Reads text as the user has it, and so stands above the readers."""
-DOORS = (*PIPELINE_DOORS, EXPORT_DOOR, *PREPROCESSING_DOORS, "demo.run")
+SLURM_DOORS = ("slurm.submit", "slurm.status", "slurm.cancel")
+DOORS = (*PIPELINE_DOORS, EXPORT_DOOR, *PREPROCESSING_DOORS, "demo.run", *SLURM_DOORS)
 
 LAYERS = [
     ("pipeline.errors",),
@@ -42,6 +43,7 @@ LAYERS = [
     ("preprocessing.build", "preprocessing.inspection"),
     PREPROCESSING_DOORS,
     ("demo",),
+    ("slurm",),
     ("benchmarks",),
     ("tests",),
 ]

@@ -5,6 +5,7 @@ environment.txt   machine, versions, commit        metrics.jsonl     one object 
 selection.jsonl   every retirement           tensorboard/  checkpoints/
 lock              held by the run that writes here   stacks/  of the threads of every rank, if one hung or was lost
 stop              asks the run to stop       stopped.json      what stopped it, until it is started again
+slurm/            what the jobs of a cluster keep here, from before the first start
 """
 
 import errno
@@ -26,6 +27,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.files import write_atomically, writing
 
 LOCK = "lock"
+SLURM = "slurm"
 _MAY_CHANGE = ("train.steps", "train.hang_minutes")
 """Keys that a resumed run may set anew: steps may grow, and how long a rank may stand still is not about training."""
 
@@ -100,7 +102,10 @@ def resume_point(directory: Path, recipe: Recipe, lock: DirectoryLock | None = N
     if directory.exists() and not directory.is_dir():
         raise UserError(f"{directory} is no directory: choose another --output")
     # A run that was killed while it wrote its very first file leaves only its lock and that file's temporary name.
-    if not directory.exists() or all(path.match(".*.tmp") or path.name == LOCK for path in directory.iterdir()):
+    # A job on a cluster has its folder before.
+    if not directory.exists() or all(
+        path.match(".*.tmp") or path.name in (LOCK, SLURM) for path in directory.iterdir()
+    ):
         if lock:
             lock.take(create=False)
         return None, []

@@ -1,4 +1,4 @@
-"""Stopping on request: a stop file in the run directory, SIGTERM or SIGUSR1 to any rank, at any moment.
+"""Stopping on request: a stop file in the run directory, SIGTERM, SIGUSR1 or SIGUSR2 to any rank, at any moment.
 
 From its first line on the program notes a signal instead of dying of it. The ranks agree on it once per step. A
 launcher that is gone counts as a request too: nobody would end its ranks any more.
@@ -22,11 +22,12 @@ if TYPE_CHECKING:  # it imports torch, and signals are to be noted before
 
 STOP_FILE = "stop"
 """Its name in the run directory; whoever may write there can ask for a stop."""
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What batch systems send before a time limit or a pre-emption."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""What batch systems send before a time limit or a pre-emption. slurm/train.sbatch asks for SIGUSR2, which no MPI and
+no NCCL has for itself."""
 STOPPED = "stopped.json"
 """Record in the run directory of a run that was stopped, until it is started again: reason (`stop file`, `SIGTERM`,
-`SIGUSR1` or `launcher gone`), rank (the one that was asked) and step (completed)."""
+`SIGUSR1`, `SIGUSR2` or `launcher gone`), rank (the one that was asked) and step (completed)."""
 _FILE_REASON = "stop file"
 
 _reason: str | None = None

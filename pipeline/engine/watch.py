@@ -33,8 +33,8 @@ STARTUP_MINUTES = 10.0
 """What the first step may take at least: libraries load, compile and connect then."""
 STACKS = "stacks"
 """Folder in the run directory, there while ranks run or when one hung or was lost."""
-_DUMP = signal.SIGUSR2
-"""Asks a rank for the stacks of its threads."""
+_DUMP = signal.SIGQUIT
+"""Asks a rank for the stacks of its threads, as it does a Java machine. No batch system sends it."""
 _TICK_SECONDS = 1.0
 _GRACE_SECONDS = 3.0
 """Between asking the other ranks for their stacks and ending, which makes launchers end them too."""

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,26 @@ def test_the_environment_does_refuse(bare):
 def test_help_needs_nothing_heavy(bare, door, tmp_path):
     result = run(bare, ROOT / "pipeline" / f"{door}.py", "--help", cwd=tmp_path)
     assert result.returncode == 0 and "--help" in result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("door", ["submit", "status", "cancel"])
+def test_a_login_node_needs_nothing_heavy(bare, door, tmp_path):
+    """Under a second to start; twice that here, where other tests run beside."""
+    begin = time.monotonic()
+    result = run(bare, ROOT / "slurm" / f"{door}.py", "--help", cwd=tmp_path)
+    assert result.returncode == 0 and "--help" in result.stdout, result.stderr
+    assert time.monotonic() - begin < 2
+
+
+def test_a_chain_is_shown_without_torch(bare, tmp_path):
+    (tmp_path / "text.txt").write_text("one line\n")
+    (tmp_path / "recipe.yaml").write_text(
+        f"extends: {ROOT}/recipes/cluster_11m.yaml\nteacher: {{path: {ROOT}/teachers/wiki_books_4x192}}\n"
+        "target: {hidden: 108, head_size: 18}\nsources: {inputs: ['lines:text.txt']}\n"
+    )
+    how = ("--run", tmp_path / "run", "--dry-run", "--allow-dirty")
+    result = run(bare, ROOT / "slurm" / "submit.py", tmp_path / "recipe.yaml", *how, cwd=tmp_path)
+    assert result.returncode == 0 and result.stdout.count("==> ") == 7, result.stderr
 
 
 def test_every_recipe_is_read(bare):
@@ -97,6 +118,7 @@ def test_a_schedule_before_the_head_is_warm_is_said_together_with_the_rest(bare,
     make_teacher = """
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np

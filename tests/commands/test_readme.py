@@ -49,6 +49,11 @@ CHECKED = {
     "make test": "make --dry-run test",
     # A cluster: tests/slurm has the batch file on one. The arguments behind its name are checked below.
     "sbatch": "bash -n slurm/train.sbatch",
+    # tests/slurm has whole runs on one.
+    "$EDITOR": "cat slurm/site.yaml recipes/cluster_11m.yaml",
+    "bash slurm/tensorboard.sbatch": "bash -n slurm/tensorboard.sbatch",
+    "python slurm/submit.py": "python slurm/submit.py --help",
+    "python slurm/status.py": "python slurm/status.py --help",
     # A shell's own state, and a server that does not end.
     "source .venv/bin/activate": "make --dry-run install",
     "tensorboard": "tensorboard --help",

@@ -55,3 +55,9 @@ def test_fast_differs_in_the_schedule_alone(name):
     published, fast = recipe(name).to_dict(), recipe(f"fast_{name}").to_dict()
     assert fast == {**published, "compaction": {**published["compaction"], **FAST}}
     assert recipe(f"fast_{name}").compaction.end_step < recipe(name).compaction.end_step
+
+
+def test_the_cluster_recipe_is_the_fast_one_with_text_and_tasks():
+    cluster = recipe("cluster_11m")
+    assert cluster.to_dict() == recipe("fast_bert_base_to_11m").to_dict()
+    assert len(cluster.sources.specs) == 2 and cluster.evaluation.tasks == "glue"

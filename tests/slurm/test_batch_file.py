@@ -1,6 +1,6 @@
 """slurm/train.sbatch without SLURM: `srun` and `scontrol` are scripts of the test, first on PATH.
 
-What a stop means for the job: a stop file ends it, a signal requeues it.
+What a stop means for the job: a stop file ends it, a signal requeues it. And what the ranks are told.
 """
 
 import json
@@ -18,97 +18,113 @@ from tests.support import ROOT
 from tests.support.runs import prepare
 
 SCONTROL = """#!/bin/bash
-case $1 in
-    show) echo 127.0.0.1 ;;
-    requeue) echo "$2" >> "$SUBMITTED/requeued" ;;
+case "$*" in
+    "show hostnames n[1-2]") echo n1 ;;
+    "show node n1") echo "   NodeAddr=127.0.0.9 NodeHostName=host Port=1" ;;
+    *"show job"*) echo "JobState=RUNNING Reason=None" ;;
+    requeue*) echo "$2" >> "$SUBMITTED/requeued" ;;
 esac
 """
+SRUN = """#!/bin/bash
+while [ "$1" != python ]; do shift; done
+[ "$2" != slurm/check_node.py ] || exec "$@"
+"""
+"""Checks of the node run here; what the ranks do follows."""
 
 
 class Batch:
     """A directory to submit from, and what came of a job."""
 
-    def __init__(self, directory: Path, srun: str) -> None:
+    def __init__(self, directory: Path, ranks: str) -> None:
         self.directory = directory
+        self.inputs = prepare(directory)
         (directory / ".venv" / "bin").mkdir(parents=True)
         (directory / ".venv" / "bin" / "activate").touch()
-        (directory / "pipeline").symlink_to(ROOT / "pipeline")
+        for name in ("pipeline", "slurm"):
+            (directory / name).symlink_to(ROOT / name)
         commands = directory / "commands"
         commands.mkdir()
         python = f'#!/bin/bash\nexec "{sys.executable}" "$@"\n'
-        for name, content in (("srun", srun), ("scontrol", SCONTROL), ("python", python)):
+        for name, content in (("srun", SRUN + ranks), ("scontrol", SCONTROL), ("python", python)):
             (commands / name).write_text(content)
             (commands / name).chmod(0o755)
 
-    def submit(self, *arguments: object) -> subprocess.CompletedProcess[str]:
+    def submit(self, run: str, *options: str) -> subprocess.CompletedProcess[str]:
         variables = {
             "PATH": f"{self.directory / 'commands'}{os.pathsep}{os.environ['PATH']}",
             "SUBMITTED": str(self.directory),
-            "SLURM_SUBMIT_DIR": str(self.directory),
             "SLURM_JOB_ID": "4711",
+            "SLURM_JOB_NUM_NODES": "1",
             "SLURM_JOB_NODELIST": "n[1-2]",
+            "SLURMD_NODENAME": "n1",
         }
-        command = ["bash", str(ROOT / "slurm" / "train.sbatch"), *map(str, arguments)]
-        return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, timeout=300)
+        files = map(str, (self.inputs["deepspeed"], self.inputs["recipe"], run))
+        command = ["bash", str(ROOT / "slurm" / "train.sbatch"), *files, *options]
+        return subprocess.run(
+            command, cwd=self.directory, env=environment(**variables), capture_output=True, text=True, timeout=300
+        )
 
     def requeued(self) -> list[str]:
         path = self.directory / "requeued"
         return path.read_text().splitlines() if path.exists() else []
 
 
-def ends_with(code: int) -> str:
-    return f"#!/bin/bash\nexit {code}\n"
-
-
-def leave(run: Path, content: str | None) -> None:
-    run.mkdir()
-    if content is not None:
-        (run / "stopped.json").write_text(content)
+def leave(run: Path, reason: str) -> None:
+    run.mkdir(parents=True)
+    (run / "stopped.json").write_text(json.dumps({"reason": reason, "rank": 0, "step": 12}))
 
 
 @pytest.mark.parametrize("name", ["run", 'läufe of mine/it\'s $HOME "1"'])
 def test_a_stop_file_ends_the_job(tmp_path, name):
-    batch = Batch(tmp_path, ends_with(75))
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    leave(tmp_path / name, json.dumps({"reason": "stop file", "rank": 0, "step": 12}))
-    done = batch.submit("ds.json", "recipe.yaml", name)
+    batch = Batch(tmp_path, "exit 75\n")
+    leave(tmp_path / name, "stop file")
+    done = batch.submit(name)
     assert done.returncode == 75 and batch.requeued() == []
     assert f"stopped by the file {name}/stop: the job ends" in done.stdout and done.stderr == ""
 
 
-@pytest.mark.parametrize("reason", ["SIGUSR1", "SIGTERM", "launcher gone"])
-def test_a_signal_requeues_the_job(tmp_path, reason):
-    batch = Batch(tmp_path, ends_with(75))
-    leave(tmp_path / "run", json.dumps({"reason": reason, "rank": 1, "step": 12}))
-    done = batch.submit("ds.json", "recipe.yaml", "run")
-    assert done.returncode == 75 and batch.requeued() == ["4711"]
-    assert f"stopped by {reason}: the job is requeued" in done.stdout and done.stderr == ""
+def test_a_signal_requeues_the_job_which_told_its_ranks_where_to_meet(tmp_path):
+    batch = Batch(tmp_path, 'echo "meet at $MASTER_ADDR:$MASTER_PORT"\necho "${@:2}"\nexit 75\n')
+    leave(tmp_path / "run", "SIGUSR2")
+    done = batch.submit("run", "--train.steps", "5")
+    assert done.returncode == 75 and batch.requeued() == ["4711"] and done.stderr == ""
+    assert "stopped by SIGUSR2: the job is requeued" in done.stdout
+    assert "1 nodes are fit to train\nmeet at 127.0.0.9:" in done.stdout
+    recipe, deepspeed = batch.inputs["recipe"], batch.inputs["deepspeed"]
+    command = f"pipeline/train.py --deepspeed_config {deepspeed} --config {recipe} --output run --train.steps 5\n"
+    assert command in done.stdout
 
 
-@pytest.mark.parametrize("content", [None, "", "{}", "[]"])
-def test_a_record_that_cannot_be_read_requeues_the_job(tmp_path, content):
-    batch = Batch(tmp_path, ends_with(75))
-    leave(tmp_path / "run", content)
-    done = batch.submit("ds.json", "recipe.yaml", "run")
-    assert done.returncode == 75 and batch.requeued() == ["4711"]
-    assert "stopped by an unknown request: the job is requeued" in done.stdout and done.stderr == ""
+def test_a_finished_run_ends_its_job_without_a_word(tmp_path):
+    done = Batch(tmp_path, "exit 0\n").submit("run")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1 nodes are fit to train\n", "")
 
 
-@pytest.mark.parametrize("code", [0, 2, 3, 70, 137])
-def test_no_other_end_looks_at_the_record(tmp_path, code):
-    batch = Batch(tmp_path, ends_with(code))
-    leave(tmp_path / "run", json.dumps({"reason": "SIGUSR1", "rank": 1, "step": 12}))
-    done = batch.submit("ds.json", "recipe.yaml", "run")
-    assert (done.returncode, done.stdout, batch.requeued()) == (code, "", [])
+def test_a_node_that_is_not_fit_does_not_train(tmp_path):
+    batch = Batch(tmp_path, "echo trained\n")
+    (batch.inputs["shards"] / "s0.bin").unlink()
+    done = batch.submit("run")
+    assert done.returncode == 2 and "trained" not in done.stdout and batch.requeued() == []
+    assert "s0.bin" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_job_that_is_called_wrongly_says_how(tmp_path):
+    batch = Batch(tmp_path, "exit 0\n")
+    script = str(ROOT / "slurm" / "train.sbatch")
+    done = subprocess.run(["bash", script, "a", "b"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: usage: sbatch slurm/train.sbatch ")
+    (batch.directory / ".venv" / "bin" / "activate").unlink()
+    (tmp_path / "commands" / "python").write_text("#!/bin/bash\nexit 1\n")
+    done = batch.submit("run")
+    assert done.returncode == 2 and "has no .venv, and no environment with deepspeed is active" in done.stderr
 
 
 def test_a_real_run_with_a_stop_file_from_before_its_start_ends_its_job(tmp_path):
-    batch = Batch(tmp_path, '#!/bin/bash\nshift\nexec "$@"\n')
-    inputs = prepare(tmp_path)
+    batch = Batch(tmp_path, 'MASTER_ADDR=127.0.0.1 exec "$@"\n')
     run = tmp_path / "run"
-    record_start(run, load_recipe(inputs["recipe"], []), {}, ["train.py"])
+    record_start(run, load_recipe(batch.inputs["recipe"], []), {}, ["train.py"])
     (run / "stop").touch()
-    done = batch.submit(inputs["deepspeed"], inputs["recipe"], "run")
+    done = batch.submit("run")
     assert done.returncode == 75 and batch.requeued() == [], done.stderr
     assert "stopped on request at step 0, no step taken yet (stop file)\n" in done.stdout
     assert "stopped by the file run/stop: the job ends" in done.stdout

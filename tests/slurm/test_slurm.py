@@ -1,112 +1,218 @@
-"""slurm/train.sbatch on a real SLURM of two nodes on this host.
+"""slurm/train.sbatch on a real SLURM: however a run is cut, its student is that of the uninterrupted run, bit for bit.
 
-A job trains, stops on a signal, is requeued, goes on, and ends by a stop file. Needs root and
-Debian's slurm-wlm and munge; run by `make test-slow`.
+There is no accounting. Run by `make test-slow`; benchmarks/slurm.py writes what these tests found to a file.
 """
 
 import json
-import os
-import shutil
-import socket
+import signal
 import subprocess
-import time
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
+from tests.engine.faults.processes import send, wait_until
+from tests.slurm.cluster import Cluster, cluster
 from tests.support import ROOT
 from tests.support.runs import prepare, recipe_values, write_recipe
 
 pytestmark = pytest.mark.slow
-NODES = ("n1", "n2")
+STEPS, CHECKPOINT_EVERY = 200, 20
+
+
+@dataclass
+class Run:
+    """A training run that is submitted with plain `sbatch`."""
+
+    slurm: Cluster
+    inputs: dict[str, Path]
+    directory: Path
+
+    @property
+    def log(self) -> Path:
+        return self.directory.with_suffix(".log")
+
+    def submit(self, *options: str) -> str:
+        files = (self.inputs["deepspeed"], self.inputs["recipe"], self.directory)
+        own = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--open-mode=append", f"--output={self.log}")
+        return self.slurm.submit(*own, *options, "slurm/train.sbatch", *files)
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.is_file() else ""
+
+    def wait_for(self, text: str, seconds: float = 120) -> None:
+        try:
+            wait_until(lambda: text in self.text(), repr(text), seconds, 0.1)
+        except AssertionError as error:
+            raise AssertionError(f"{error}:\n{self.text()[-4000:]}") from None
+
+    def student(self) -> dict[str, bytes]:
+        """The files of the student that comes of it; source_run is left out of fold.json."""
+        output = self.directory.with_name(f"{self.directory.name}-student")
+        command = [sys.executable, ROOT / "pipeline" / "fold.py", "--run", self.directory, "--output", output]
+        done = subprocess.run(command, env=self.slurm.variables, capture_output=True, text=True)
+        assert done.returncode == 0, self.text()[-3000:] + done.stderr
+        files = {path.name: path.read_bytes() for path in output.iterdir() if path.name != "README.md"}
+        record = json.loads(files.pop("fold.json"))
+        return {**files, "fold.json": json.dumps({**record, "source_run": ""}).encode()}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("inputs")
+    found = prepare(directory)
+    train = {"steps": STEPS, "checkpoint_every": CHECKPOINT_EVERY, "log_every": 5}
+    write_recipe(found["recipe"], recipe_values(found["shards"], found["teacher"], train=train))
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(slurm, inputs, tmp_path_factory) -> dict[str, bytes]:
+    """The student of the uninterrupted run."""
+    run = Run(slurm, inputs, tmp_path_factory.mktemp("uninterrupted") / "run")
+    run.submit()
+    slurm.wait_until_empty()
+    assert "2 nodes are fit to train" in run.text() and "requeued" not in run.text(), run.text()[-3000:]
+    student = run.student()
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(student)
+    return student
 
 
 @pytest.fixture
-def cluster(tmp_path) -> Iterator[dict[str, str]]:
-    """The environment in which SLURM's commands reach a controller and two nodes that run here."""
-    if os.geteuid() or not all(map(shutil.which, ("slurmctld", "slurmd", "munged"))):
-        pytest.skip("needs root, and slurm-wlm and munge installed")
-    if not all(_resolves(node) for node in NODES):
-        pytest.skip(f"needs a line `127.0.0.1 {' '.join(NODES)}` in /etc/hosts")
-    host = socket.gethostname()
-    nodes = [
-        f"NodeName={n} NodeHostname={host} NodeAddr=127.0.0.1 Port={17011 + i} CPUs=2 RealMemory=4000"
-        for i, n in enumerate(NODES)
-    ]
-    daemons = [
-        f"SlurmctldPidFile={tmp_path}/slurmctld.pid",
-        f"SlurmctldLogFile={tmp_path}/slurmctld.log",
-        f"SlurmdPidFile={tmp_path}/slurmd.%n.pid",
-        f"SlurmdLogFile={tmp_path}/slurmd.%n.log",
-        f"SlurmdSpoolDir={tmp_path}/spool.%n",
-        f"StateSaveLocation={tmp_path}/state",
-    ]
-    fixed = """ClusterName=test\nSlurmUser=root\nSlurmdUser=root\nAuthInfo=cred_expire=5\nReturnToService=2
-ProctrackType=proctrack/linuxproc\nTaskPlugin=task/none\nJobAcctGatherType=jobacct_gather/linux
-SelectType=select/cons_tres\nSelectTypeParameters=CR_Core\nSlurmdParameters=config_overrides"""
-    partition = f"PartitionName=main Nodes={','.join(NODES)} Default=YES State=UP"
-    conf = tmp_path / "slurm.conf"
-    conf.write_text("\n".join([f"SlurmctldHost={host}(127.0.0.1)", fixed, *daemons, *nodes, partition]) + "\n")
-    subprocess.run(["runuser", "-u", "munge", "--", "munged"], check=False)  # one that runs already is as good
-    for command in (["slurmctld"], *(["slurmd", "-N", node] for node in NODES)):
-        subprocess.run([*command, "-f", str(conf)], check=True)
-    environment = {**os.environ, "SLURM_CONF": str(conf)}
+def cut(record_property) -> Callable[[Run, str, Callable[[], object]], int]:
+    """Cut a run once it trains; the step that it then went on from, when it has finished."""
+
+    def cut_run(run: Run, job: str, how: Callable[[], object]) -> int:
+        run.wait_for("step  25/")
+        how()
+        run.wait_for("resumed from")
+        run.slurm.wait_until_empty()
+        shown = run.slurm.job(job)
+        assert shown["JobState"] == "COMPLETED", run.text()[-3000:]
+        step = int(run.text().split("resumed from ")[-1].split("step_")[1].split()[0])
+        record_property("resumed_from_step", step)
+        record_property("restarts", shown["Restarts"])
+        return step
+
+    return cut_run
+
+
+def test_a_job_that_is_signalled_goes_on(cut, slurm, inputs, expected, tmp_path):
+    run = Run(slurm, inputs, tmp_path / "run")
+    job = run.submit()
+    step = cut(run, job, lambda: slurm.run("scancel", "--signal=USR1", job))
+    assert f"stopped on request at step {step}, checkpoint written (SIGUSR1)" in run.text()
+    assert "stopped by SIGUSR1: the job is requeued" in run.text()
+    assert run.student() == expected and slurm.job(job)["Restarts"] == "1"
+
+
+def ranks(slurm: Cluster) -> dict[str, psutil.Process]:
+    """The processes that train, by their rank."""
+    found = {}
+    for process in slurm.processes():
+        with suppress(psutil.Error):
+            if process.name().startswith("python") and "pipeline/train.py" in process.cmdline():
+                found[process.environ()["SLURM_PROCID"]] = process
+    return found
+
+
+def pending(process: psutil.Process) -> bool:
+    """Whether SIGUSR2 was sent to a process and has not reached it."""
+    with suppress(OSError):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        return bool(int(status.split("ShdPnd:")[1].split()[0], 16) >> signal.SIGUSR2 - 1 & 1)
+    return False
+
+
+def test_a_job_at_its_time_limit_is_warned_by_usr2_and_goes_on(cut, slurm, inputs, expected, tmp_path):
+    """SLURM (22.05) sends the warning up to a minute early: here 50 to 80 seconds after the start."""
+    run = Run(slurm, inputs, tmp_path / "run")
+    job = run.submit("--time=2", "--signal=USR2@40")
+
+    def stand_still_until_warned() -> None:
+        training = list(ranks(slurm).values())
+        assert len(training) == 2
+        send(signal.SIGSTOP, training)
+        # SLURM lets them go on when it signals them.
+        wait_until(lambda: "stopping after" in run.text() or all(map(pending, training)), "the warning", 110, 0.2)
+        send(signal.SIGCONT, training)
+
+    cut(run, job, stand_still_until_warned)
+    assert {f"rank {rank}: SIGUSR2, stopping after the next step" for rank in (0, 1)} <= set(run.text().splitlines())
+    assert "stopped by SIGUSR2: the job is requeued" in run.text() and "SIGTERM" not in run.text()
+    assert "TIME LIMIT" not in run.text()
+    assert run.student() == expected and slurm.job(job)["Restarts"] == "1"
+
+
+def test_a_job_whose_node_is_lost_goes_on_elsewhere(cut, slurm, inputs, expected, tmp_path):
+    run = Run(slurm, inputs, tmp_path / "run")
+    job = run.submit()
     try:
-        yield environment
+        assert cut(run, job, lambda: slurm.kill_node("n2")) % CHECKPOINT_EVERY == 0
     finally:
-        subprocess.run(["scancel", "--me"], env=environment, check=False)
-        # A node whose job still runs does not end.
-        deadline = time.monotonic() + 60
-        while subprocess.run(["squeue", "-h"], env=environment, capture_output=True).stdout:
-            assert time.monotonic() < deadline
-            time.sleep(1)
-        for pid in tmp_path.glob("slurm*.pid"):
-            subprocess.run(["kill", pid.read_text().strip()], check=False)
+        slurm.start_node("n2")
+    assert "Node failure on n2" in run.text() and slurm.job(job)["Restarts"] == "1"
+    assert run.student() == expected
 
 
-def _resolves(name: str) -> bool:
-    try:
-        socket.gethostbyname(name)
-    except OSError:
-        return False
-    return True
+def test_a_job_whose_rank_dies_goes_on(cut, slurm, inputs, expected, tmp_path):
+    run = Run(slurm, inputs, tmp_path / "run")
+    job = run.submit()
+    assert cut(run, job, lambda: ranks(slurm)["1"].kill()) % CHECKPOINT_EVERY == 0
+    assert "crash 1 of at most 3 after step" in run.text() and slurm.job(job)["Restarts"] == "1"
+    assert run.student() == expected
 
 
-def wait_for(log: Path, text: str, seconds: int = 180) -> str:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        content = log.read_text() if log.is_file() else ""
-        if text in content:
-            return content
-        time.sleep(1)
-    raise AssertionError(f"{text!r} did not appear in {log}:\n{content[-3000:]}")
+def test_a_job_that_is_pre_empted_goes_on(cut, inputs, expected, tmp_path):
+    with cluster(nodes=2, preemption=True) as slurm:
+        run = Run(slurm, inputs, tmp_path / "run")
+        job = run.submit()
+        urgent = ("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1")
+        cut(run, job, lambda: slurm.submit(*urgent))
+        assert "stopped by SIGUSR2: the job is requeued" in run.text(), run.text()[-3000:]
+        assert run.student() == expected
 
 
-def test_a_job_that_is_signalled_goes_on_when_it_is_requeued_and_a_stop_file_ends_it(cluster, tmp_path):
-    if not (ROOT / ".venv").is_dir():
-        pytest.skip("the batch script wants the .venv of `make install`")
-    inputs = prepare(tmp_path)
-    train = {"steps": 100_000, "checkpoint_every": 100_000, "log_every": 5}
-    values = recipe_values(inputs["shards"], inputs["teacher"], train=train)
-    recipe = write_recipe(tmp_path / "recipe.yaml", values)
-    run, log = tmp_path / "run", tmp_path / "job.log"
-    script = ["slurm/train.sbatch", str(inputs["deepspeed"]), str(recipe), str(run)]
-    options = ["--nodes=2", "--ntasks-per-node=1", f"--output={log}", "--parsable"]
-    sbatch = subprocess.run(["sbatch", *options, *script], cwd=ROOT, env=cluster, capture_output=True, text=True)
-    assert sbatch.returncode == 0, sbatch.stderr
-    wait_for(log, "step     25/")
-    subprocess.run(["scancel", "--signal=USR1", sbatch.stdout.strip()], env=cluster, check=True)
-    content = wait_for(log, "resumed from")
-    assert "stopped by SIGUSR1: the job is requeued" in content and "exit code 75" in content
-    step = int(content.split("stopped on request at step ")[1].split(",")[0])
-    assert f"resumed from {run / 'checkpoints' / f'step_{step}'}" in content
+def test_where_requeue_is_forbidden_the_next_job_goes_on_and_a_stop_file_ends_both(cut, inputs, expected, tmp_path):
+    with cluster(nodes=2, requeue=False) as slurm:
+        run = Run(slurm, inputs, tmp_path / "run")
+        first = run.submit()
+        second = run.submit(f"--dependency=afternotok:{first}")
+        cut(run, second, lambda: slurm.run("scancel", "--signal=USR2", first))
+        assert slurm.job(first)["ExitCode"] == "75:0" and "it cannot be requeued (" in run.text()
+        assert run.student() == expected
 
-    (run / "stop").touch()
-    content = wait_for(log, "the job ends")
-    assert content.count("the job is requeued") == 1 and not (run / "stop").exists()
-    assert json.loads((run / "stopped.json").read_text())["reason"] == "stop file"
-    deadline = time.monotonic() + 60
-    while subprocess.run(["squeue", "-h"], env=cluster, capture_output=True).stdout:
-        assert time.monotonic() < deadline, "the job is still there, or was requeued"
-        time.sleep(1)
+        stopped = Run(slurm, inputs, tmp_path / "stopped")
+        first = stopped.submit()
+        second = stopped.submit(f"--dependency=afternotok:{first}")
+        stopped.wait_for("step  25/")
+        (stopped.directory / "stop").touch()
+        slurm.wait_until_empty()
+        assert stopped.text().count("the job ends") == 1 and "not run: stopped by the user" in stopped.text()
+        assert slurm.job(second)["ExitCode"] == "75:0"
+
+
+def test_a_stop_file_ends_the_job_and_the_same_command_goes_on(slurm, inputs, expected, tmp_path):
+    run = Run(slurm, inputs, tmp_path / "run")
+    job = run.submit()
+    run.wait_for("step  25/")
+    (run.directory / "stop").touch()
+    slurm.wait_until_empty()
+    assert "the job ends" in run.text() and not (run.directory / "stop").exists()
+    assert slurm.job(job)["Restarts"] == "0" and slurm.job(job)["ExitCode"] == "75:0"
+    run.submit()
+    slurm.wait_until_empty()
+    assert run.student() == expected
+
+
+def test_a_job_that_is_cancelled_is_not_requeued(slurm, inputs, tmp_path):
+    run = Run(slurm, inputs, tmp_path / "run")
+    job = run.submit()
+    run.wait_for("step  25/")
+    slurm.run("scancel", job)
+    slurm.wait_until_empty()
+    assert "requeued" not in run.text() and slurm.job(job)["JobState"] == "CANCELLED"

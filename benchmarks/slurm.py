@@ -1,0 +1,58 @@
+"""Which ends of a job on a real SLURM were tried, and whether the student came out the same.
+
+    python benchmarks/slurm.py --json FILE
+
+Runs tests/slurm/test_slurm.py: each test cuts a run in another way, lets it go on, and compares its student with the
+uninterrupted run's, byte for byte. Needs root, and Debian's slurm-wlm and munge.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from pipeline.environment import ROOT, measured
+from pipeline.errors import EXIT_DONE, UserError, run_entry_point
+from pipeline.files import temporary_folder, write_atomically
+
+TESTS = "tests/slurm/test_slurm.py"
+NOT_MEASURED = "GPUs, several machines, a cluster's own network and file system, accounting"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Cut jobs on a real SLURM, and compare what comes out.")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the results go")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    head = measured(NOT_MEASURED)
+    slurm = subprocess.run(["slurmctld", "-V"], capture_output=True, text=True, check=True).stdout.split()[-1]
+    head["versions"]["slurm"] = slurm
+    with temporary_folder() as folder:
+        report = folder / "report.xml"
+        subprocess.run([sys.executable, "-m", "pytest", "-q", TESTS, f"--junitxml={report}"], cwd=ROOT)
+        cases = list(ElementTree.parse(report).iter("testcase"))
+    rows = {str(case.get("name")).removeprefix("test_"): row(case) for case in cases}
+    write_atomically(arguments.json, (json.dumps({**head, "rows": rows}, indent=1) + "\n").encode())
+    if failed := [name for name, values in rows.items() if values["outcome"] != "passed"]:
+        raise UserError(f"{len(failed)} of {len(rows)} did not pass: {', '.join(failed)}")
+    return EXIT_DONE
+
+
+def row(case: ElementTree.Element) -> dict[str, Any]:
+    """Outcome, seconds, and what the test noted: the step that the run went on from, and the job's restarts."""
+    outcome = next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
+    noted = {str(item.get("name")): int(str(item.get("value"))) for item in case.iter("property")}
+    return {"outcome": outcome, "seconds": round(float(case.get("time", 0)), 1), **noted}
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
