@@ -32,8 +32,11 @@ from pipeline.evaluation.work import Work, clock, run_all
 from pipeline.launch import add_launcher_arguments, find_ranks, positive_int
 
 Number = TypeVar("Number", int, float)
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-"""What tells the libraries that there are other processes, besides those with a launcher's own prefix."""
+LAUNCHER_VARIABLES = ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""What tells the libraries that there are other processes, besides those with a launcher's own prefix. RANK alone does
+not, and by it a mistake that all ranks make is said once."""
+GPUS = Path("/proc/driver/nvidia/gpus")
+"""Where Linux lists NVIDIA's, one folder each; torch would take seconds to count them."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -141,8 +144,9 @@ def use_one_device(local_rank: int) -> None:
         if name in LAUNCHER_VARIABLES or name.startswith(("MASTER_", "OMPI_COMM_WORLD_", "PMI_", "MV2_COMM_WORLD_")):
             del os.environ[name]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    # Without a list, the ranks of a node count the GPUs from 0; SLURM may show each rank its own one alone.
-    gpus = visible.split(",") if visible is not None else [str(number) for number in range(local_rank + 1)]
+    # SLURM may show each rank its own one alone. Where there are more ranks than GPUs, they share them.
+    count = len(list(GPUS.iterdir())) if GPUS.is_dir() else 0
+    gpus = visible.split(",") if visible is not None else [str(number) for number in range(count or 1)]
     os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local_rank % len(gpus)]
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what makes cuBLAS deterministic, read at its start
 
@@ -171,6 +175,8 @@ def main() -> int:
         draw_attention(arguments.output)
     if part == WHOLE or work.store.complete:
         print(format_table(work.store))
+    if work.store.undone:
+        print(f"not done, by whoever asked for it: {', '.join(work.store.undone)} ({arguments.output}/items)")
     for task in work.tasks:
         if isinstance(task, Glue):
             task.check_labels(work.store)

@@ -1,10 +1,11 @@
 """Files that appear under their name only when they are whole: temporary name, fsync, rename."""
 
+import contextlib
 import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -12,9 +13,10 @@ from safetensors import SafetensorError
 from pipeline.errors import UserError
 
 _HASH_BLOCK = 1 << 22
+_TOKEN = secrets.token_hex(4)
 
 
-@contextmanager
+@contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn an error of the file system inside the block (full, read-only, no permission) into a sentence on `path`.
 
@@ -36,7 +38,7 @@ def writing(path: Path) -> Iterator[None]:
 _ANOTHER_FOLDER = "set TMPDIR to a folder with space"
 
 
-@contextmanager
+@contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
     """A folder of its own for what goes with the block.
 
@@ -56,7 +58,7 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@contextmanager
+@contextlib.contextmanager
 def writing_temporary(folder: Path) -> Iterator[None]:
     """As `writing`, for what goes into a temporary folder; the sentence names its place and what to do."""
     try:
@@ -68,8 +70,12 @@ def writing_temporary(folder: Path) -> Iterator[None]:
 
 
 def temporary_name(path: Path) -> Path:
-    """Name beside `path` to write to. The process id keeps a killed run's straggler away from its successor."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Name beside `path` to write to, the same at each call in this process.
+
+    The process id keeps a killed run's straggler away from its successor, the token processes of the same id on two
+    machines away from each other.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}.{_TOKEN}.tmp")
 
 
 def sync_directory(directory: Path) -> None:
@@ -95,6 +101,20 @@ def write_atomically(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_directory(path.parent)
+
+
+def write_if_absent(path: Path, content: bytes) -> None:
+    """Write `content` unless `path` is there, which stays as it is, whoever writes it at the same moment."""
+    temporary = temporary_name(path)
+    if path.exists():
+        return
+    with writing(path):
+        try:
+            temporary.write_bytes(content)
+            with contextlib.suppress(FileExistsError):
+                os.link(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def open_to_others(directory: Path) -> None:

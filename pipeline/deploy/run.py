@@ -102,7 +102,7 @@ def _load_teacher(request: Request) -> Subject | None:
 @contextmanager
 def _appearing_whole(output: Path) -> Iterator[Path]:
     """A folder that becomes `output` when the block ends, and goes if it fails."""
-    temporary = temporary_name(output)
+    temporary = temporary_name(output.absolute())
     with writing(output):
         output.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)

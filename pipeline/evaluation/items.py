@@ -19,7 +19,7 @@ class When(StrEnum):
     """What may run at the same time."""
 
     ALONE = "alone"
-    """Nothing: it measures time."""
+    """Nothing else of this process and its workers: it measures time."""
     ANY = "any"
     LAST = "last"
     """What all other items have made must be there."""
@@ -78,12 +78,14 @@ class Outcome:
         scores: by scored name.
         verdicts: by scored name what follows from its scores, in a sentence.
         selection: what a point of a grid is chosen by; more is better.
+        failure: why a point of a grid has no scores.
         submission: what `results.json` says of the zip for the GLUE server.
     """
 
     scores: Mapping[str, Values] = field(default_factory=dict)
     verdicts: Mapping[str, str] = field(default_factory=dict)
     selection: float | None = None
+    failure: str | None = None
     submission: Mapping[str, Any] | None = None
 
 

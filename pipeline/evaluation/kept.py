@@ -40,7 +40,8 @@ def keep_model(model: Any, encoder: Encoder, max_length: int, output: Path) -> N
     temporary = temporary_name(output)
     with writing(output):
         output.parent.mkdir(exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in output.parent.glob(f".{output.name}.*.tmp"):  # of runs that were killed here
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir()
         try:
             model.save_pretrained(temporary)

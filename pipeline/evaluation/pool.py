@@ -6,6 +6,7 @@ They end with the process that started them, however that ends.
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -35,6 +36,9 @@ class Pool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            for process in multiprocessing.active_children():
+                process.terminate()
         self._executor.shutdown(cancel_futures=True)
 
     def run(self, do: Callable[[str], Result], names: Sequence[str]) -> Iterator[tuple[str, Result]]:
@@ -55,6 +59,7 @@ class Pool:
 
 def _begin(prepare: Callable[..., None], *setup: Any) -> None:
     """What a new process does before its first item."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all of them; who started them ends them
     threading.Thread(target=_end_with_parent, daemon=True).start()
     escape_unprintable()
     Progress.on_terminal = False  # bars of several processes would write over each other

@@ -24,9 +24,10 @@ Averages = Mapping[str, Callable[[Results], Summary | None]]
 """By name what is computed from all scores together, where there are enough of them."""
 
 
-def planned(item: Item, seconds: float) -> Record:
-    """The record of an item that nobody has finished."""
+def planned(item: Item, seconds: float, evaluation: str) -> Record:
+    """The record of an item that nobody has finished; `evaluation` tells models and hyper-parameters apart."""
     return {
+        "evaluation": evaluation,
         "task": item.task,
         "seed": item.seed,
         "point": item.point,
@@ -47,7 +48,7 @@ def finished(record: Record, outcome: Outcome, how: Mapping[str, Any]) -> Record
         for name, values in outcome.scores.items()
     }
     found = {"scores": scores, "verdicts": dict(outcome.verdicts), "selection": outcome.selection}
-    return {**record, "done": {**how, **found, "submission": outcome.submission}}
+    return {**record, "done": {**how, **found, "failure": outcome.failure, "submission": outcome.submission}}
 
 
 def read_records(directory: Path) -> dict[str, Record]:
@@ -60,7 +61,7 @@ def read_records(directory: Path) -> dict[str, Record]:
     for path in sorted((directory / ITEMS).glob("[!.]*.json")):
         try:
             found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
-            if not {"task", "seed", "entries", "done"} <= set(found[path.stem]):
+            if not {"evaluation", "task", "seed", "entries", "done"} <= set(found[path.stem]):
                 raise ValueError("a field is missing")
         except (OSError, ValueError, TypeError):
             raise UserError(f"{path}: it cannot be read; remove it, and the item runs again") from None
@@ -101,14 +102,15 @@ def compose(header: Mapping[str, Any], records: Iterable[Record], order: Sequenc
 def _enter(document: Document, task: str, records: Sequence[Record]) -> None:
     """Put the records of one task into the document."""
     values: dict[tuple[str, str], dict[int, float | None]] = {}
-    for record in records:
-        if record["settings"]:
-            document["task_settings"][task] = record["settings"]
+    # What is done tells what the scores are of; a plan may be older, and of other rows.
+    for record in sorted(records, key=lambda record: not record["done"]):
+        if record["settings"] and record["entries"]:
+            document["task_settings"].setdefault(task, record["settings"])
         document["not_available"] |= record["missing"]
         for name, entry in record["entries"].items():
             document["tasks"].setdefault(name, dict(entry))
-        for name, metric, seed, value in _values(record):
-            values.setdefault((name, metric), {})[seed] = value
+    for name, metric, seed, value in (value for record in records for value in _values(record)):
+        values.setdefault((name, metric), {})[seed] = value
     for (name, metric), by_seed in values.items():
         document["tasks"][name][metric] = summarise(by_seed)
     for record in filter(lambda record: record["done"], records):
@@ -125,22 +127,28 @@ def _values(record: Record) -> Iterator[tuple[str, str, int, float | None]]:
 def _choose(records: Sequence[Record]) -> tuple[Document, list[Record]]:
     """All points of a task's grid with their means, and the records that stand for the task.
 
-    Until every point is finished nothing is chosen, and the records without scores stand for it.
+    A point is chosen over the seeds that are done at every point. While there is none, the records stand for the task
+    without their scores. A point that failed under a seed is worse than any other.
     """
+    by_point: dict[str, list[Record]] = {}
+    for record in records:
+        by_point.setdefault(record["point"], []).append(record)
+    seeds = set.intersection(*({r["seed"] for r in found if r["done"]} for found in by_point.values()))
     points = []
-    for point in dict.fromkeys(record["point"] for record in records):
-        of_point = [record for record in records if record["point"] == point]
-        done = [record["done"]["selection"] for record in of_point if record["done"]]
-        settings = {name: of_point[0]["settings"][name] for name in ("learning_rate", "batch_size")}
-        mean = sum(done) / len(done) if done else None
-        points.append({"point": point, **settings, "selection": mean, "seeds": len(done)})
-    found = {"chosen_on": records[0]["chosen_on"], "chosen": None, "points": points}
-    if not all(record["done"] for record in records):
-        return found, [{**record, "done": None, "settings": None} for record in records]
+    for point, found in by_point.items():
+        selected = [r["done"]["selection"] for r in found if r["seed"] in seeds]
+        mean = None if None in selected or not selected else sum(selected) / len(selected)
+        settings = {name: found[0]["settings"][name] for name in ("learning_rate", "batch_size")}
+        points.append({"point": point, **settings, "selection": mean, "seeds": len(seeds)})
     # The lowest rate and the smallest batch of equals: max keeps the first one.
-    best = max(sorted(points, key=lambda p: (p["learning_rate"], p["batch_size"])), key=lambda p: p["selection"])
-    found["chosen"] = best["point"]
-    return found, [record for record in records if record["point"] == best["point"]]
+    able = [point for point in points if point["selection"] is not None]
+    able.sort(key=lambda point: (point["learning_rate"], point["batch_size"]))
+    best = max(able, key=lambda point: point["selection"], default=None)
+    grid = {"chosen_on": records[0]["chosen_on"], "chosen": best["point"] if best else None, "points": points}
+    if not best:
+        return grid, [{**record, "done": None, "settings": None} for record in records]
+    standing = by_point[best["point"]]
+    return grid, [record if record["seed"] in seeds else {**record, "done": None} for record in standing]
 
 
 def _cost(records: Sequence[Record]) -> Document:

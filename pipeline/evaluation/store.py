@@ -7,6 +7,7 @@ at the same time. Every file appears whole. The records of finished items are th
 """
 
 import fcntl
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.evaluation.items import Item, Outcome
+from pipeline.evaluation.items import Item, Outcome, When
 from pipeline.evaluation.metrics import UNDEFINED, summarise
 from pipeline.evaluation.records import ITEMS, Averages, Record, compose, finished, planned, read_records
 from pipeline.evaluation.results import RESULTS, Results
-from pipeline.files import write_atomically, writing
+from pipeline.files import write_atomically, write_if_absent, writing
 
 FOLDERS = {"predictions", ITEMS}
 """What is made before anything is written."""
@@ -58,7 +59,9 @@ class ResultStore(Results):
         found = {entry.name for entry in output.iterdir() if entry.name[0] != "."} if output.is_dir() else set()
         if not found <= FOLDERS:  # another process may have made these a moment ago
             self._check_header()
-        self._records = read_records(output)
+        self._evaluation = hashlib.sha256(json.dumps([model_sha256, self._header["settings"]]).encode()).hexdigest()
+        self._seconds: dict[str, float] = {}
+        self._records = self._read()
         super().__init__(self._compose())
 
     def _check_header(self) -> None:
@@ -75,6 +78,17 @@ class ResultStore(Results):
         if not (self.output / ITEMS).is_dir():
             raise UserError(f"--output {self.output}: its results have no {ITEMS}; choose an empty directory")
 
+    def _read(self) -> dict[str, Record]:
+        """All records there are.
+
+        Raises:
+            UserError: one is of another evaluation, which began at the same moment.
+        """
+        found = read_records(self.output)
+        if any(record["evaluation"] != self._evaluation for record in found.values()):
+            raise UserError(f"--output {self.output}: it holds results of another model or of other hyper-parameters")
+        return found
+
     def plan(self, item: Item) -> None:
         """Take an item into the list of this command.
 
@@ -82,7 +96,8 @@ class ResultStore(Results):
             UserError: there are results of its task with other settings or other rows.
         """
         for record in self._records.values():
-            if record["task"] == item.task and record["point"] == item.point and record["done"]:
+            same = record["task"] == item.task and record["point"] == item.point and item.when is not When.LAST
+            if same and record["done"]:
                 self._compare(item, record)
         self.items.append(item)
 
@@ -110,16 +125,23 @@ class ResultStore(Results):
                 (self.output / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--output {self.output}: it cannot be made ({error.strerror})") from None
+        if (self.output / RESULTS).exists():
+            self._check_header()  # again: another command may have begun since
         for item in self.items:
-            if not self.is_done(item):
-                self._write_record(item, planned(item, item.flops / flops_per_second))
+            self._seconds[item.name] = item.flops / flops_per_second
+            # What another process has written since stays, and so do scores that are to be made again.
+            write_if_absent(self._path(item), _encoded(self._planned(item)))
         self.refresh()
 
     def is_done(self, item: Item) -> bool:
         """Whether an item is finished, with everything that it is to leave."""
         record = self._records.get(item.name)
-        scored = bool(record and record["done"]) and set(item.entries) <= set(record["entries"] if record else ())
-        return scored and all((self.output / file).exists() for file in item.files)
+        if not record or not record["done"]:
+            return False
+        if item.when is When.LAST and record["settings"] != item.settings:
+            return False
+        left = bool(record["done"]["failure"]) or all((self.output / file).exists() for file in item.files)
+        return left and set(item.entries) <= set(record["entries"])
 
     @contextmanager
     def claim(self, item: Item) -> Iterator[bool]:
@@ -138,15 +160,14 @@ class ResultStore(Results):
                 return
             except OSError:
                 pass  # a file system without locks: parts of the list and the workers of one command never meet
-            self._records = read_records(self.output)
+            self._records = self._read()
             yield not self.is_done(item)
             if self.is_done(item):
                 path.unlink(missing_ok=True)
 
     def finish(self, item: Item, outcome: Outcome, how: Mapping[str, Any]) -> None:
         """Keep what an item found, and how: seconds, threads, device."""
-        estimate = self._records[item.name]["estimated_seconds"]
-        self._write_record(item, finished(planned(item, estimate), outcome, how))
+        write_atomically(self._path(item), _encoded(finished(self._planned(item), outcome, how)))
         self.refresh()
 
     def refresh(self) -> None:
@@ -156,7 +177,7 @@ class ResultStore(Results):
         """
         while True:
             before = self._state()
-            self._records = read_records(self.output)
+            self._records = self._read()
             self._document = self._compose()
             content = json.dumps(self._document, indent=2, allow_nan=False) + "\n"
             write_atomically(self.output / RESULTS, content.encode())
@@ -174,14 +195,22 @@ class ResultStore(Results):
     def _compose(self) -> dict[str, Any]:
         return compose(self._header, self._records.values(), self._order, self._averages)
 
-    def _write_record(self, item: Item, record: Record) -> None:
-        path = self.output / ITEMS / f"{item.name}.json"
-        write_atomically(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
-        self._records[item.name] = record
+    def _path(self, item: Item) -> Path:
+        return self.output / ITEMS / f"{item.name}.json"
+
+    def _planned(self, item: Item) -> Record:
+        # A worker's directory was opened by the process that started it.
+        found: float = self._records.get(item.name, {}).get("estimated_seconds", 0.0)
+        return planned(item, self._seconds.get(item.name, found), self._evaluation)
+
+    @property
+    def undone(self) -> list[str]:
+        """The names of all items in the directory that are not done, whoever planned them."""
+        return [name for name, record in self._records.items() if not record["done"]]
 
     def estimate(self, item: Item) -> float:
         """How many seconds an item of an opened directory was thought to take."""
-        return float(self._records[item.name]["estimated_seconds"])
+        return self._seconds[item.name]
 
     def say(self, item: Item) -> None:
         """Print the scores that an item has found: the mean, where there are several."""
@@ -198,3 +227,7 @@ class ResultStore(Results):
 def model_file(task: str, seed: int) -> str:
     """Where the model of a fine-tuning is kept, relative to the output directory."""
     return f"models/{task}_{seed}"
+
+
+def _encoded(record: Record) -> bytes:
+    return (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()

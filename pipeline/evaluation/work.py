@@ -9,7 +9,7 @@ from itertools import chain
 from pipeline.errors import UserError
 from pipeline.evaluation.glue.average import glue_average
 from pipeline.evaluation.glue.tasks import WITH_WNLI
-from pipeline.evaluation.items import Item, When
+from pipeline.evaluation.items import Item, Outcome, When
 from pipeline.evaluation.pool import Pool
 from pipeline.evaluation.store import ResultStore
 from pipeline.evaluation.task import Request, Task
@@ -83,12 +83,14 @@ class Work:
 
     def run(self, name: str) -> Failure | None:
         """Do an item unless that was done, or another process is at it, and say so."""
+        import torch
+
         item = next(item for item in self.store.items if item.name == name)
         try:
             with self.store.claim(item) as free:
                 if free:
                     start = time.monotonic()
-                    outcome = self._task_of[name].run(item, self.model)
+                    outcome = self._do(item)
                     seconds = time.monotonic() - start
                     self.store.finish(item, outcome, self._how(seconds))
                     print(f"{item.label}: done in {seconds:.0f} s", flush=True)
@@ -99,8 +101,20 @@ class Work:
                     return None
         except UserError as error:
             return Failure(type(error), str(error))
+        except torch.OutOfMemoryError:
+            return Failure(UserError, f"{item.label}: the GPU has too little memory: lower --batch-size or --jobs")
         self.store.say(item)
         return None
+
+    def _do(self, item: Item) -> Outcome:
+        """What an item finds; a point of a grid may fail, as one with too high a learning rate."""
+        try:
+            return self._task_of[item.name].run(item, self.model)
+        except UserError as error:
+            if not item.point:
+                raise
+            print(f"{error}; other points may do", flush=True)
+            return Outcome(failure=str(error))
 
     def _how(self, seconds: float) -> dict[str, object]:
         from pipeline.evaluation.encoder import device
@@ -172,17 +186,20 @@ def _in_processes(work: Work, items: Sequence[Item], jobs: int) -> Iterator[tupl
                 yield by_name[name], failure
 
 
-_own: Work
-"""Of a process of the pool."""
+_own: Work | Failure
+"""Of a process of the pool; why there is none, where data or model have gone since."""
 
 
 def _prepare(asked: str, request: Request) -> None:
     global _own
-    _own = Work(asked, request)
+    try:
+        _own = Work(asked, request)
+    except UserError as error:
+        _own = Failure(type(error), str(error))
 
 
 def _run(name: str) -> Failure | None:
-    return _own.run(name)
+    return _own if isinstance(_own, Failure) else _own.run(name)
 
 
 def _ready(work: Work, items: Sequence[Item]) -> Iterator[Item]:

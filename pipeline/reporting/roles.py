@@ -54,7 +54,9 @@ def roles_of(models: Sequence[Model], runs: Sequence[RunSummary]) -> Roles:
     folded = [model for model in models if model.fold and kinds[model.name] not in CONTROLS]
     if not folded and len(models) > 1:
         folded = [min(models, key=lambda model: model.shape.parameters)]
-    pairs = [(student, teacher_of(student, models, runs)) for student in folded]
+    # A student may have been a teacher too; unless its run says so, it is none here.
+    others = [model for model in models if model not in folded]
+    pairs = [(student, teacher_of(student, models, others, runs)) for student in folded]
     students = [(student, teacher) for student, teacher in pairs if teacher]
     students.sort(key=lambda pair: kinds[pair[0].name] != WID)
     cast = {model.name for pair in students for model in pair}
@@ -87,13 +89,14 @@ def recipe_of(model: Model, runs: Sequence[RunSummary]) -> Mapping[str, Any]:
     return run.recipe if run else model.recipe
 
 
-def teacher_of(student: Model, models: Sequence[Model], runs: Sequence[RunSummary]) -> Model | None:
-    """The evaluated model that the student's run started from, else the largest of those that are larger."""
+def teacher_of(
+    student: Model, models: Sequence[Model], others: Sequence[Model], runs: Sequence[RunSummary]
+) -> Model | None:
+    """The one of `models` that the student's run started from, else the largest of `others` that is larger."""
     named = _section(recipe_of(student, runs), "teacher").get("path")
-    others = [model for model in models if model is not student]
     if isinstance(named, str):
-        for model in others:
-            if model.path.resolve() == Path(named).resolve():
+        for model in models:
+            if model is not student and model.path.resolve() == Path(named).resolve():
                 return model
     larger = [model for model in others if model.shape.parameters > student.shape.parameters]
     return max(larger, key=lambda model: model.shape.parameters, default=None)

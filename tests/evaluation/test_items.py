@@ -68,6 +68,46 @@ def test_a_record_makes_results_whoever_wrote_it(tmp_path):
     assert not third.complete
 
 
+def test_what_is_finished_while_another_process_starts_stays(tmp_path):
+    slow, quick = (store(tmp_path / "out", item("rte", 1), item("rte", 2)) for _ in range(2))
+    quick.open(1.0)
+    quick.finish(quick.items[0], Outcome({"rte": {"accuracy": {1: 1.0}}}), {"seconds": 1.0})
+    slow.open(1.0)  # it read the directory before there was anything
+    assert slow.is_done(slow.items[0]) and slow.scores("rte")["accuracy"]["seeds"] == {"1": 1.0}
+    assert slow.undone == ["rte_2"]
+
+
+def test_scores_stay_until_they_are_made_again(tmp_path):
+    made = store(tmp_path / "out", item("rte", 1))
+    made.open(1.0)
+    made.finish(made.items[0], Outcome({"rte": {"accuracy": {1: 1.0}}}), {"seconds": 1.0})
+    again = store(tmp_path / "out", item("rte", 1, files=["models/rte_1"]))
+    again.open(1.0)
+    assert not again.is_done(again.items[0]) and again.scores("rte")["accuracy"]["mean"] == 1.0
+
+
+def test_two_evaluations_that_begin_in_one_directory_do_not_mix(tmp_path):
+    first = store(tmp_path / "out", item("rte", 1))
+    second = ResultStore(tmp_path / "out", tmp_path / "model", "another", {})
+    second.plan(item("rte", 1))
+    first.open(1.0)
+    with pytest.raises(UserError, match="results of another model"):
+        second.open(1.0)
+    (tmp_path / "out/results.json").unlink()  # as if both had looked before either wrote it
+    with pytest.raises(UserError, match="results of another model or of other hyper-parameters"):
+        second.open(1.0)
+
+
+def test_a_score_is_told_by_the_rows_it_is_of(tmp_path):
+    old = store(tmp_path / "out", item("rte", 1), item("rte", 2))
+    old.open(1.0)
+    new = ResultStore(tmp_path / "out", tmp_path / "model", "0", {})
+    new.plan(Item("rte", 2, entries={"rte": {"data": "others", "data_sha256": "1"}}))
+    new.open(1.0)
+    new.finish(new.items[0], Outcome({"rte": {"accuracy": {2: 1.0}}}), {"seconds": 1.0})
+    assert new.data("rte") == "others"
+
+
 def test_a_claimed_item_is_left_alone_until_its_process_is_gone(tmp_path):
     mine = store(tmp_path / "out", item("rte", 1))
     mine.open(1.0)
@@ -126,7 +166,7 @@ def test_the_best_point_stands_for_its_task_when_all_are_done():
     def record(point, rate, seed, selection, accuracy):
         settings = {"learning_rate": rate, "batch_size": 32}
         done = {"scores": {"rte": {"accuracy": {str(seed): accuracy}}}, "verdicts": {}, "selection": selection}
-        done |= {"submission": None, "seconds": 1.0}
+        done |= {"submission": None, "failure": None, "seconds": 1.0}
         entries = {"rte": {"data": "full", "data_sha256": "0"}}
         base = {"task": "rte", "seed": seed, "point": point, "chosen_on": "dev", "settings": settings, "missing": {}}
         return {**base, "entries": entries, "teraflops": 1.0, "estimated_seconds": 1.0, "done": done}
@@ -138,9 +178,13 @@ def test_the_best_point_stands_for_its_task_when_all_are_done():
         record("b", 2e-4, 2, 0.4, 0.4),
         record("c", 3e-4, 1, 0.9, 0.9),
     ]
-    partly = compose({}, [*records, {**record("c", 3e-4, 2, 0.0, 0.9), "done": None}], [], {})
-    assert partly["grid"]["rte"]["chosen"] is None and "accuracy" not in partly["tasks"]["rte"]
-    assert [point["seeds"] for point in partly["grid"]["rte"]["points"]] == [2, 2, 1]
+    waiting = [{**record("c", 3e-4, seed, 0.0, 0.9), "done": None} for seed in (1, 2)]
+    none = compose({}, [*records[:4], *waiting], [], {})
+    assert none["grid"]["rte"]["chosen"] is None and "accuracy" not in none["tasks"]["rte"]
+    partly = compose({}, [*records, waiting[1]], [], {})  # seed 1 is done at every point
+    assert partly["grid"]["rte"]["chosen"] == "c" and not partly["complete"]
+    assert partly["tasks"]["rte"]["accuracy"]["seeds"] == {"1": 0.9}
+    assert [point["seeds"] for point in partly["grid"]["rte"]["points"]] == [1, 1, 1]
     found = compose({}, [*records, record("c", 3e-4, 2, 0.1, 0.9)], [], {})
     assert found["grid"]["rte"]["chosen"] == "a"  # of three equal means (0.55, 0.55, 0.5) the lowest rate
     assert found["tasks"]["rte"]["accuracy"]["seeds"] == {"1": 0.1, "2": 0.2}
@@ -294,6 +338,28 @@ def test_a_grid(run, tmp_path, grid):
         assert best * 6 == pytest.approx(round(best * 6))  # a tenth of 60 rows
     code, _, err = run(tmp_path / "out", tasks="sst2", seeds="1")
     assert code == 2 and "other hyper-parameters" in err
+
+
+def test_a_point_that_diverges_is_not_chosen(run, tmp_path):
+    more = ("--grid", "dev", "--learning-rate", "1e-3,1e30")
+    for _ in range(2):
+        code, out, err = run(tmp_path / "out", *more, tasks="sst2", seeds="1")
+        assert (code, err) == (0, "")
+    assert "already done" in out
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert results["complete"] and results["grid"]["sst2"]["chosen"] == "lr0.001_b8"
+
+
+def test_ctrl_c_ends_the_workers_at_once(tmp_path, model, data):
+    arguments = options(model, data, tmp_path / "out", "--jobs", "2", "--epochs", "400", tasks="sst2", seeds="1,2,3,4")
+    process = start(arguments)
+    while "fine-tuning on" not in process.stdout.readline():
+        pass
+    workers = [each for each in psutil.Process(process.pid).children() if "spawn_main" in " ".join(each.cmdline())]
+    process.send_signal(signal.SIGINT)
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+    process.communicate(timeout=20)
+    assert process.returncode != 0
 
 
 @pytest.mark.parametrize(

@@ -263,6 +263,11 @@ def test_predict_test_takes_the_models_of_the_first_seed(command, monkeypatch, f
     assert "MNLI-mm.tsv: the same answer in all rows, MNLI/test_mismatched.tsv is not in" in out
     assert sorted(path.name for path in (tmp_path / "out/models").iterdir()) == ["mnli_3", "mnli_5", "stsb_3", "stsb_5"]
 
+    assert command(None, "mnli,stsb", "--predict-test")[0] == 0 and len(loaded) == 2  # it is there
+    code, out, err = command(None, "mnli,stsb", "--predict-test", seeds="3")
+    assert (code, err) == (0, "") and loaded[2:] == ["stsb_3", "mnli_3"]  # another seed makes it anew
+    assert json.loads((tmp_path / "out/results.json").read_text())["submission"]["seed"] == 3
+
 
 def test_predict_test_needs_a_task_of_glue_and_a_test_set(command):
     code, _, err = command(None, "latency", "--predict-test")
