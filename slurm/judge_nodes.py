@@ -23,7 +23,8 @@ if not __package__:
 from pipeline.environment import commit, versions
 from pipeline.errors import EXIT_DONE, EXIT_HUNG, UserError, run_entry_point
 from pipeline.files import writing
-from slurm.requeue import BAD_NODES, FOLDER
+from slurm.record import FOLDER
+from slurm.requeue import BAD_NODES
 
 CLOCK_SECONDS = 60
 """How far a node's clock may be from that of the first node."""

@@ -28,9 +28,10 @@ if not __package__:
 
 from pipeline.errors import EXIT_DATA, EXIT_DONE, EXIT_STOPPED, EXIT_USAGE, UserError, run_entry_point
 from pipeline.files import write_atomically, writing
+from slurm.record import CANCELLED, FOLDER
 
-FOLDER, CANCELLED, ATTEMPTS, BAD_NODES = "slurm", "cancelled", "attempts.json", "bad_nodes"
-"""In the run directory; in that folder: left by cancel.py, by this program, and by judge_nodes.py."""
+ATTEMPTS, BAD_NODES = "attempts.json", "bad_nodes"
+"""In RUN/slurm: left by this program, and by judge_nodes.py."""
 FAILURES = 2
 """Checks that a node may fail before it is excluded."""
 STOPPED_BY_USER = "stopped by the user"

@@ -16,6 +16,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.evaluation.encoder import Encoder, device, fresh_classifier
 from pipeline.evaluation.glue.rows import Example, TaskData
+from pipeline.evaluation.items import DivergedError
 from pipeline.evaluation.progress import Progress
 from pipeline.evaluation.task import WARMUP, WEIGHT_DECAY, Precision, Settings
 from pipeline.files import temporary_folder
@@ -178,7 +179,7 @@ def fine_tune(
     Predictions are class ids, or values for regression. `keep` gets the model that made them.
 
     Raises:
-        UserError: training diverged.
+        DivergedError: its outputs are not finite.
     """
     model = fresh_classifier(encoder, task.outputs, seed)
     with trained(model, task.train, encoder, f"{task.name}, seed {seed}", seed, settings) as trainer:
@@ -238,7 +239,7 @@ def _predict(trainer: Any, rows: EncodedRows, what: str) -> list[int] | list[flo
     if not np.allclose(output.label_ids, expected):
         raise RuntimeError(f"{what}: predictions came back in another order than asked for")
     if not np.isfinite(outputs).all():
-        raise UserError(f"{what}: training diverged (outputs are not finite); try a lower --learning-rate")
+        raise DivergedError(f"{what}: training diverged (outputs are not finite); try a lower --learning-rate")
     values = outputs.argmax(axis=1) if outputs.shape[1] > 1 else outputs[:, 0]
     restored = np.empty_like(values)
     restored[order] = values

@@ -15,6 +15,10 @@ Values = Mapping[str, Mapping[int, float | None]]
 """Of every metric the values by seed; None where one is undefined. What no seed changes has the seed 0."""
 
 
+class DivergedError(UserError):
+    """A fine-tuning ended without numbers: its settings are at fault, not the machine."""
+
+
 class When(StrEnum):
     """What may run at the same time."""
 

@@ -9,7 +9,7 @@ from itertools import chain
 from pipeline.errors import UserError
 from pipeline.evaluation.glue.average import glue_average
 from pipeline.evaluation.glue.tasks import WITH_WNLI
-from pipeline.evaluation.items import Item, Outcome, When
+from pipeline.evaluation.items import DivergedError, Item, Outcome, When
 from pipeline.evaluation.pool import Pool
 from pipeline.evaluation.store import ResultStore
 from pipeline.evaluation.task import Request, Task
@@ -107,10 +107,10 @@ class Work:
         return None
 
     def _do(self, item: Item) -> Outcome:
-        """What an item finds; a point of a grid may fail, as one with too high a learning rate."""
+        """What an item finds; a point of a grid may diverge, as one with too high a learning rate."""
         try:
             return self._task_of[item.name].run(item, self.model)
-        except UserError as error:
+        except DivergedError as error:
             if not item.point:
                 raise
             print(f"{error}; other points may do", flush=True)

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.errors import UserError
 from pipeline.evaluation.encoder import Encoder, fresh_span_head
 from pipeline.evaluation.estimate import SAMPLE, shape_of
 from pipeline.evaluation.finetune import autocast, trained
+from pipeline.evaluation.items import DivergedError
 from pipeline.evaluation.progress import Progress
 from pipeline.evaluation.squad.questions import Question, Questions, SquadData
 from pipeline.evaluation.squad.spans import Candidates
@@ -51,7 +51,7 @@ def answer(
     `keep` gets the model that answered.
 
     Raises:
-        UserError: training diverged.
+        DivergedError: its outputs are not finite.
     """
     title = f"{task.name}, seed {seed}"
     model = fresh_span_head(encoder, seed)
@@ -82,7 +82,7 @@ def _predict(trainer: Any, task: EncodedSquad, title: str, settings: Settings) -
             output = model(**inputs)
             logits = torch.stack([output.start_logits, output.end_logits], 1).float().cpu().numpy()
             if not np.isfinite(logits).all():
-                raise UserError(f"{title}: training diverged (outputs are not finite); try a lower --learning-rate")
+                raise DivergedError(f"{title}: training diverged (outputs are not finite); try a lower --learning-rate")
             for number, (starts, ends) in zip(chosen, logits, strict=True):
                 spans = windows.spans[number]
                 found[windows.questions[number]].add(starts[: len(spans)], ends[: len(spans)], spans)
