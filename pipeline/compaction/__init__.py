@@ -2,11 +2,12 @@
 
 How a teacher becomes a student, in the order of the files:
 
-1. `shapes`     what a BERT of given sizes costs, and which targets are legal;
-2. `groups`     which dimensions must be retired together, and the gate each group shares;
-3. `layers`     a linear layer with its two compactors, the gated LayerNorm, the tied embeddings;
-4. `model`      a Hugging Face BERT with those layers in place of its own;
+1. `groups`     which dimensions must be retired together, and the gate of each;
+2. `stacks`     which linear layers there are, and which groups each of them reads and writes;
+3. `compose`    weights and compactors multiplied, all layers of a stack at once;
+4. `model`      a teacher with its compactors and gates: it composes to the tensors of a BERT;
 5. `selection`  which dimensions to retire next;
 6. `schedule`   when, and along which curve;
-7. `fold`       everything multiplied into one ordinary small BERT.
+7. `fold`       the same composition in float64, as one ordinary small BERT;
+8. `slice`      what a run that never trained folds to.
 """

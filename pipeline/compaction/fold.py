@@ -10,12 +10,14 @@ import math
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
-from pipeline.compaction.layers import CompactedLinear, GatedLayerNorm
-from pipeline.compaction.model import CompactedBert, shape_of
+from pipeline.compaction.groups import Gates, Kind
+from pipeline.compaction.model import CompactedBert
 from pipeline.errors import UserError
+from pipeline.models.encoder import encode
+from pipeline.models.huggingface import bert_of
 
 FP64_LIMIT = 1e-8
 FP32_LIMIT = 1e-4
@@ -49,90 +51,42 @@ def student_config(model: CompactedBert) -> BertConfig:
     return config
 
 
-def kept_indices(model: CompactedBert) -> dict[str, Tensor]:
-    """The dimensions that stay, per group, ascending.
+def open_indices(gates: Gates) -> dict[Kind, Tensor]:
+    """The dimensions that stay, (groups, target size) by kind, ascending.
 
     Raises:
         UserError: a gate stands between 0 and 1, or the target width is not reached.
     """
-    kept = {}
-    for name, gate in model.gates.items():
-        value = gate.value.detach().cpu()
-        indices = value.nonzero().squeeze(1)
-        if not bool(((value == 0) | (value == 1)).all()) or len(indices) != gate.group.keep:
-            raise UserError(
-                f"group {name} still has {len(indices)} of {gate.group.size} dimensions open and should have "
-                f"{gate.group.keep}: the narrowing schedule has not ended, train on and fold then"
-            )
-        kept[name] = indices
-    return kept
-
-
-def teacher_indices(model: CompactedBert) -> dict[str, list[int]]:
-    """Which of the teacher's dimensions the student keeps, per group, ascending.
-
-    Raises:
-        UserError: the schedule has not ended, see `kept_indices`.
-    """
-    kept = kept_indices(model)
-    # Once the model is narrowed, its gates count what is left of the teacher's dimensions.
-    indices = {name: kept[name] if gate.index is None else gate.index for name, gate in model.gates.items()}
-    return {name: index.tolist() for name, index in indices.items()}
+    try:
+        return gates.open_indices()
+    except ValueError as error:
+        group = gates.groups[str(error)]
+        raise UserError(
+            f"group {group.name} still has {int(gates.split(gates.value)[group.name].count_nonzero())} of {group.size} "
+            f"dimensions open and should have {group.target_size}: the narrowing schedule has not ended, train on and "
+            "fold then"
+        ) from None
 
 
 @torch.no_grad()
-def fold(model: CompactedBert) -> BertForMaskedLM:
-    """The student in float64, from the parameters as they are (hand in fp32 masters, not bf16 copies).
+def fold(model: CompactedBert) -> tuple[BertForMaskedLM, dict[str, list[int]]]:
+    """The student in float64, and which of the teacher's dimensions it has, per group, ascending.
+
+    It is what the narrowed model composes, from the parameters as they are (hand in fp32 masters, not bf16 copies).
 
     Raises:
-        UserError: the schedule has not ended, see `kept_indices`.
+        UserError: the schedule has not ended, see `open_indices`.
     """
-    kept = kept_indices(model)
-    residual = kept["residual"]
     wide = copy.deepcopy(model).double().cpu()
-    wide.move_gates("cpu")
-    student = BertForMaskedLM(student_config(model)).double()
-
-    word, position, segment = wide.embeddings.composed()
-    embeddings = student.bert.embeddings
-    for module, table in zip(
-        (embeddings.word_embeddings, embeddings.position_embeddings, embeddings.token_type_embeddings),
-        (word, position, segment),
-        strict=True,
-    ):
-        module.weight.copy_(table[:, residual])
-    _fold_norm(wide.embeddings.norm, embeddings.LayerNorm, residual)
-
-    teacher_head_size = shape_of(model.config).head_size
-    query_scale = math.sqrt(model.target.head_size / teacher_head_size)
-    for index, (source, target) in enumerate(zip(wide.layers, student.bert.encoder.layer, strict=True)):
-        attention, ffn = kept[f"attention.{index}"], kept[f"ffn.{index}"]
-        heads, student_heads = source.attention.self, target.attention.self
-        _fold_linear(heads.query, student_heads.query, attention, residual, scale=query_scale)
-        _fold_linear(heads.key, student_heads.key, attention, residual)
-        _fold_linear(heads.value, student_heads.value, attention, residual)
-        _fold_linear(source.attention.output.dense, target.attention.output.dense, residual, attention)
-        _fold_norm(source.attention.output.LayerNorm, target.attention.output.LayerNorm, residual)
-        _fold_linear(source.intermediate.dense, target.intermediate.dense, ffn, residual)
-        _fold_linear(source.output.dense, target.output.dense, residual, ffn)
-        _fold_norm(source.output.LayerNorm, target.output.LayerNorm, residual)
-
-    head = student.cls.predictions
-    _fold_linear(wide.transform, head.transform.dense, residual, residual)
-    _fold_norm(wide.transform_norm, head.transform.LayerNorm, residual)
-    head.decoder.bias.copy_(wide.decoder.bias)
-    return student.eval()
-
-
-def _fold_linear(source: CompactedLinear, target: nn.Linear, rows: Tensor, columns: Tensor, scale: float = 1.0) -> None:
-    weight, bias = source.composed()
-    target.weight.copy_(weight[rows][:, columns] * scale)
-    target.bias.copy_(bias[rows] * scale)
-
-
-def _fold_norm(source: GatedLayerNorm, target: nn.LayerNorm, kept: Tensor) -> None:
-    target.weight.copy_(source.weight[kept])
-    target.bias.copy_(source.bias[kept])
+    wide.gates.move_to("cpu")
+    if not wide.narrowed:
+        wide.narrow(open_indices(wide.gates))
+    wide.gates.record_gradient(False)
+    tensors = wide()
+    query_scale = math.sqrt(model.target.head_size / model.shape.head_size)
+    for name in ("qkv", "qkv_bias"):
+        tensors[name][:, : model.target.hidden] *= query_scale
+    return bert_of(tensors, student_config(model)), wide.gates.kept_by_group()
 
 
 @torch.no_grad()
@@ -149,10 +103,11 @@ def compare(model: CompactedBert, student: BertForMaskedLM, batches: list[Tensor
     torch.backends.cuda.matmul.allow_tf32 = False
     for dtype in (torch.float64, torch.float32):
         wrapped, folded = (copy.deepcopy(m).to(device="cpu", dtype=dtype).eval() for m in (model, student))
-        wrapped.move_gates("cpu")
+        wrapped.gates.move_to("cpu")
+        tensors = wrapped()
         worst = 0.0
         for input_ids in batches:
-            expected, got = wrapped(input_ids), folded(input_ids=input_ids).logits
+            expected, got = encode(tensors, wrapped.form, input_ids), folded(input_ids=input_ids).logits
             worst = max(worst, float((expected - got).abs().max()))
             largest = max(largest, float(expected.abs().max()))
         differences[dtype] = worst

@@ -1,174 +1,170 @@
-"""A Hugging Face BERT with compacted layers in place of its own: the teacher on its way to the student."""
+"""The teacher on its way to the student: weights, compactors and gates, which compose to the tensors of a BERT."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
-from transformers.models.bert.modeling_bert import BertLayer
 
-from pipeline.compaction.groups import Gate, Group, build_groups
-from pipeline.compaction.layers import CompactedEmbeddings, CompactedLinear, GatedLayerNorm, TiedDecoder
+from pipeline.compaction.compose import compose, compose_bias, compose_tables, select
+from pipeline.compaction.groups import Gates, Kind, build_groups
+from pipeline.compaction.stacks import STACKS, Stack
+from pipeline.models.encoder import GATE
+from pipeline.models.huggingface import form_of, shape_of, tensors_of
 from pipeline.shapes import BertShape, Strategy
 
 
-def shape_of(config: BertConfig) -> BertShape:
-    """The sizes in a Hugging Face BERT configuration."""
-    return BertShape.from_config(config.to_dict())
+UNCOMPOSED = ("norm_gain", "norm_bias", "transform_norm_gain", "transform_norm_bias", "decoder_bias")
+"""The tensors that no compactor meets."""
 
 
-def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:
-    """Pick hidden states (batch, tokens, hidden) at `positions` (batch, k) -> (batch, k, hidden)."""
-    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+@dataclass(frozen=True)
+class Side:
+    """A compactor, or a LayerNorm's gains or biases, and the group whose dimensions one side of it has.
 
-
-def document_mask(documents: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """What to add to the scores of attention, so that a token sees its own document alone.
-
-    A sum, not a choice, because that is what every attention kernel takes. The softmax makes exact zeros of it.
-
-    Args:
-        documents: (batch, tokens), the number of each token's document; None for a window that is all one.
-        dtype: of the scores.
-
-    Returns:
-        (batch, 1, tokens, tokens), 0 within a document and the least number between two; None for None.
+    Attributes:
+        name: of the parameter.
+        dim: of the parameter, on which the group's dimensions lie.
+        kind: of the group; where there is one for each layer, the parameter's dimension 0 counts the layers, or the
+            matrices, of which each layer has several.
+        is_row: a row compactor, whose columns read the group.
     """
-    if documents is None:
-        return None
-    apart = documents[:, None, :, None] != documents[:, None, None, :]
-    return torch.zeros(apart.shape, dtype=dtype, device=apart.device).masked_fill(apart, torch.finfo(dtype).min)
+
+    name: str
+    dim: int
+    kind: Kind
+    is_row: bool = False
 
 
 class CompactedBert(nn.Module):
-    """The teacher with a compactor on each side of every linear layer and a gate per group.
+    """The teacher with a compactor on each side of every linear layer and a gate for each dimension of each group.
 
-    At the start it computes the teacher's logits; with every gate in {0, 1} it computes those of the student that
-    `fold` writes. It takes over the teacher's modules: the object handed in must not be used afterwards.
+    Its parameters are the tensors of the teacher's BERT and, for each stack, `STACK_row_delta` of L (matrices, in, in) and
+    `STACK_column_delta` of R (matrices, out, out); for the tables `tables_column_delta` (hidden, hidden). Once narrowed, L
+    has the columns and R the rows of what is left.
+
+    Calling it returns the tensors of a BERT, composed (see `pipeline.models.encoder`). At the start they are the
+    teacher's; with every gate in {0, 1} they compute what the student that `fold` writes computes.
 
     Args:
-        teacher: with `model_type` bert, absolute positions and a tied decoder (see `pipeline.teacher`).
+        teacher: with `model_type` bert, absolute positions and a tied decoder (see `pipeline.teachers`).
         target: the student's shape.
         strategy: `dim` or `head`, see `groups`.
-        stops_gradient: decay `penalty`, see `Gate`.
+        stops_gradient: decay `penalty`: compactor rows and columns of retired dimensions learn no more.
     """
 
     def __init__(
         self, teacher: BertForMaskedLM, target: BertShape, strategy: Strategy, stops_gradient: bool = False
     ) -> None:
         super().__init__()
-        self.config = teacher.config
-        self.target = target
-        self.strategy = strategy
-        self.groups: dict[str, Group] = build_groups(shape_of(teacher.config), target, strategy)
-        self.gates = {name: Gate(group, stops_gradient) for name, group in self.groups.items()}
-        residual = self.gates["residual"]
+        self.config: BertConfig = teacher.config
+        self.shape, self.target, self.strategy = shape_of(teacher.config), target, strategy
+        self.stops_gradient = stops_gradient
+        self.form = form_of(teacher.config)
+        self.gates = Gates(build_groups(self.shape, target, strategy))
 
-        self.embeddings = CompactedEmbeddings(teacher.bert.embeddings, residual)
-        self.layers = teacher.bert.encoder.layer
-        for index, layer in enumerate(self.layers):
-            self._compact_layer(layer, residual, self.gates[f"attention.{index}"], self.gates[f"ffn.{index}"])
-        head = teacher.cls.predictions
-        self.transform = CompactedLinear(head.transform.dense, residual, residual)
-        self.transform_activation = head.transform.transform_act_fn
-        self.transform_norm = GatedLayerNorm(head.transform.LayerNorm, residual)
-        self.decoder = TiedDecoder(head.decoder.bias.data)
+        for name, tensor in tensors_of(teacher).items():
+            self.register_parameter(name, nn.Parameter(tensor))
+        sizes: dict[Kind, int] = {group.kind: group.size for group in self.gates.groups.values()}
+        for stack in STACKS:
+            for side, size in (("row", sizes[stack.reads]), ("column", sizes[stack.writes])):
+                delta = torch.zeros(stack.count(self.shape.layers), size, size)
+                self.register_parameter(f"{stack.name}_{side}_delta", nn.Parameter(delta))
+        self.tables_column_delta = nn.Parameter(torch.zeros(sizes["residual"], sizes["residual"]))
+
+    def forward(self) -> dict[str, Tensor]:
+        """The tensors of `encoder.SHAPES`, gates applied, and the residual gate where it is not open.
+
+        Once the model is narrowed, they are of the kept dimensions alone.
+        """
+        kept = self.gates.kept.get("residual")
+        delta = self._stop_retired_gradient(self.tables_column_delta[None], "residual", 1)[0]
+        composed = {"tables": compose_tables(self.tables, delta, None if kept is None else kept[0])}
+        for stack in STACKS:
+            composed[stack.name], composed[f"{stack.name}_bias"] = self._composed(stack)
+        for name in UNCOMPOSED:
+            # An operation, not the parameter itself: ZeRO-3 takes that away again behind the module's back.
+            composed[name] = self.get_parameter(name) * 1
+        if not self.gates.idle:
+            composed[GATE] = self.gates.of("residual")[0]
+        return composed
+
+    def _composed(self, stack: Stack) -> tuple[Tensor, Tensor]:
+        """Weight (layers, rows, columns) and bias (layers, rows) of a stack; Q, K and V below one another."""
+        weight, bias = self.get_parameter(stack.name), self.get_parameter(f"{stack.name}_bias")
+        layers, count = len(weight), stack.count(self.shape.layers)
+        weight, bias = weight.view(count, -1, weight.shape[-1]), bias.view(count, -1)
+        row_delta = self._stop_retired_gradient(self.get_parameter(f"{stack.name}_row_delta"), stack.reads, 2)
+        column_delta = self._stop_retired_gradient(self.get_parameter(f"{stack.name}_column_delta"), stack.writes, 1)
+        kept_in, kept_out = (self.kept(kind, count) for kind in (stack.reads, stack.writes))
+        weight = compose(weight, row_delta, column_delta, kept_in, kept_out)
+        bias = compose_bias(bias, column_delta, kept_out)
+        if stack.gated == "rows" and not self.gates.idle:
+            gate = self._of_matrices(self.gates.of(stack.writes).to(weight.dtype), count)
+            weight, bias = weight * gate[:, :, None], bias * gate
+        elif stack.gated == "columns" and not self.gates.idle:
+            weight = weight * self.gates.of(stack.reads).to(weight.dtype)[:, None, :]
+        return weight.view(layers, -1, weight.shape[-1]), bias.view(layers, -1)
+
+    def kept(self, kind: Kind, count: int) -> Tensor | None:
+        """The indices that are left for each of `count` matrices of a stack; None before the model is narrowed."""
+        index = self.gates.kept.get(kind)
+        return None if index is None else self._of_matrices(index, count)
 
     @staticmethod
-    def _compact_layer(layer: BertLayer, residual: Gate, attention: Gate, ffn: Gate) -> None:
-        """Swap the linear layers and LayerNorms of one layer for compacted ones."""
-        heads = layer.attention.self
-        heads.query = CompactedLinear(heads.query, residual, attention, gated="rows")
-        heads.key = CompactedLinear(heads.key, residual, attention, gated="rows")
-        heads.value = CompactedLinear(heads.value, residual, attention, gated="rows")
-        layer.attention.output.dense = CompactedLinear(layer.attention.output.dense, attention, residual)
-        layer.attention.output.LayerNorm = GatedLayerNorm(layer.attention.output.LayerNorm, residual)
-        layer.intermediate.dense = CompactedLinear(layer.intermediate.dense, residual, ffn)
-        layer.output.dense = CompactedLinear(layer.output.dense, ffn, residual, gated="columns")
-        layer.output.LayerNorm = GatedLayerNorm(layer.output.LayerNorm, residual)
+    def _of_matrices(groups: Tensor, count: int) -> Tensor:
+        """(groups, size) -> (count, size): a layer's group for each of its matrices, the one residual group for all."""
+        return groups.expand(count, -1) if len(groups) == 1 else groups.repeat_interleave(count // len(groups), 0)
 
-    def encode(
-        self, input_ids: Tensor, segment_ids: Tensor | None = None, documents: Tensor | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        """Token ids (batch, tokens) -> all hidden states and the composed word table (vocab, hidden).
+    def _stop_retired_gradient(self, delta: Tensor, kind: Kind, dim: int) -> Tensor:
+        """`delta` (n, rows, columns), its gradient cut where `dim` belongs to retired dimensions, if that is asked for.
 
-        The hidden states are those after the embeddings and after each layer, each (batch, tokens, hidden).
+        The paper calls it the reset: the task may no longer pull on what is being removed. The mask is there before
+        anything is retired, too: a number to look at would have torch.compile begin anew with every choice.
         """
-        hidden, word_table = self.embeddings(input_ids, segment_ids)
-        mask = document_mask(documents, hidden.dtype)
-        states = [hidden]
-        for layer in self.layers:
-            states.append(layer(states[-1], mask))
-        return states, word_table
+        if not self.stops_gradient or self.gates.narrowed:
+            return delta
+        retired = self._of_matrices(self.gates.retired_of(kind), len(delta))
+        return torch.where(retired[:, :, None] if dim == 1 else retired[:, None, :], delta.detach(), delta)
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        positions: Tensor | None = None,
-        segment_ids: Tensor | None = None,
-        documents: Tensor | None = None,
-    ) -> Tensor:
-        """MLM logits.
+    def sides(self) -> Iterator[Side]:
+        """Everything that has a side on a group: what narrowing cuts and norms are taken of."""
+        yield Side("tables_column_delta", 0, "residual")
+        for stack in STACKS:
+            yield Side(f"{stack.name}_row_delta", 2, stack.reads, is_row=True)
+            yield Side(f"{stack.name}_column_delta", 1, stack.writes)
+        for name in ("norm_gain", "norm_bias"):
+            yield Side(name, 1, "residual")
+        for name in ("transform_norm_gain", "transform_norm_bias"):
+            yield Side(name, 0, "residual")
 
-        Args:
-            input_ids: (batch, tokens), no padding.
-            positions: (batch, k), where logits are wanted; None for everywhere.
-            segment_ids: (batch, tokens); None for the first segment everywhere.
-            documents: (batch, tokens), the document of each token, which attends to no other; None for all to all.
+    def cut(self, side: Side, whole: Tensor, kept: dict[Kind, Tensor]) -> Tensor:
+        """What is left of a parameter, or of a tensor of its size, when its groups are cut to `kept`."""
+        index = kept[side.kind].to(whole.device)
+        if side.dim == 0:
+            return whole.index_select(0, index[0])
+        return select(whole, self._of_matrices(index, len(whole)), side.dim)
 
-        Returns:
-            (batch, k, vocab), or (batch, tokens, vocab) without `positions`.
-        """
-        states, word_table = self.encode(input_ids, segment_ids, documents)
-        hidden = states[-1] if positions is None else take_positions(states[-1], positions)
-        hidden = self.transform_norm(self.transform_activation(self.transform(hidden)))
-        return self.decoder(hidden, word_table)
-
-    def narrow(self, kept: dict[str, Tensor]) -> None:
-        """Drop, for good, every dimension of every group but `kept` (group -> indices (kept,), ascending).
+    def narrow(self, kept: dict[Kind, Tensor]) -> None:
+        """Drop, for good, every dimension of every group but `kept` (kind -> (groups, kept), ascending).
 
         What remains of the compactors is rectangular, so the composed matrices and the activations have the student's
         size. The teacher's weights keep theirs. The function computed does not change if the gates of what is dropped
-        were 0, and neither do the gradients of what stays.
+        were 0, and neither do the gradients of what stays. The scale of the scores stays the teacher's: the fold puts
+        the student's into Q.
         """
-        for name, (dim, group) in self.narrowing().items():
-            module, _, attribute = name.rpartition(".")
-            whole = self.get_submodule(module).get_parameter(attribute)
-            left = nn.Parameter(whole.detach().index_select(dim, kept[group].to(whole.device)))
-            setattr(self.get_submodule(module), attribute, left)
-        for name, gate in self.gates.items():
-            gate.narrow(kept[name])
-        for layer in self.layers:
-            # The scale of the scores stays the teacher's: the fold puts the student's into Q.
-            layer.attention.self.attention_head_size = self.target.head_size
+        for side in self.sides():
+            left = self.cut(side, self.get_parameter(side.name).detach(), kept)
+            setattr(self, side.name, nn.Parameter(left.contiguous()))
+        self.gates.narrow(kept)
+        self.form = replace(self.form, heads=self.target.heads)
 
     @property
     def narrowed(self) -> bool:
-        return self.gates["residual"].index is not None
-
-    def narrowing(self) -> dict[str, tuple[int, str]]:
-        """The parameters that `narrow` cuts: name -> the dimension that is cut and the group whose it is."""
-        names = {gate: name for name, gate in self.gates.items()}
-        cut: dict[str, tuple[int, str]] = {"embeddings.column_delta": (0, "residual")}
-        for name, module in self.named_modules():
-            if isinstance(module, CompactedLinear):
-                cut[f"{name}.row_delta"] = (1, names[module.in_gate])
-                cut[f"{name}.column_delta"] = (0, names[module.out_gate])
-            elif isinstance(module, GatedLayerNorm):
-                cut[f"{name}.weight"] = cut[f"{name}.bias"] = (0, "residual")
-        return cut
-
-    def readers(self, group: str) -> Iterator[CompactedLinear]:
-        """The linear layers that read the dimensions of `group` through their row compactors."""
-        gate = self.gates[group]
-        return (m for m in self.modules() if isinstance(m, CompactedLinear) and m.in_gate is gate)
-
-    def move_gates(self, device: torch.device | str) -> None:
-        """Gates are no parameters, so `to(device)` leaves them behind; this takes them along."""
-        for gate in self.gates.values():
-            gate.to(device)
+        return self.gates.narrowed
 
 
 def is_compactor(parameter_name: str) -> bool:
     """True for the parameters that WID adds to the teacher's own."""
-    return parameter_name.endswith(("row_delta", "column_delta"))
+    return parameter_name.endswith("_delta")

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.compaction.groups import Gate
+from pipeline.compaction.groups import Gates
 from pipeline.compaction.selection import choose
 from pipeline.config import CompactionConfig, Decay
 
@@ -29,22 +29,23 @@ class Schedule:
     The record is all the state there is: gates are a function of it and of the step.
 
     Args:
+        gates: not narrowed.
         compactor_lr: the recipe's peak `train.compactor_lr`, the time scale of decay `penalty`.
     """
 
-    def __init__(self, config: CompactionConfig, gates: dict[str, Gate], compactor_lr: float) -> None:
+    def __init__(self, config: CompactionConfig, gates: Gates, compactor_lr: float) -> None:
         self.config = config
         self.gates = gates
         self.compactor_lr = compactor_lr
-        self.selected_at: dict[str, Tensor] = {
-            name: torch.full((gate.group.size,), -1, dtype=torch.int64) for name, gate in gates.items()
-        }
+        # All groups in one buffer, like the gates; a view for each.
+        self._selected_at = torch.full((len(gates.value),), -1, dtype=torch.int64)
+        self.selected_at: dict[str, Tensor] = gates.split(self._selected_at)
 
     def choose(self, increment: int, scores: dict[str, Tensor]) -> dict[str, list[int]]:
         """What `increment` retires, per group, from scores (size,) float64. Changes nothing."""
         return {
-            name: choose(gate.group, scores[name], self.selected_at[name] >= 0, increment, self.config.increments)
-            for name, gate in self.gates.items()
+            name: choose(group, scores[name], self.selected_at[name] >= 0, increment, self.config.increments)
+            for name, group in self.gates.groups.items()
         }
 
     def retire(self, step: int, choices: dict[str, list[int]]) -> None:
@@ -54,19 +55,17 @@ class Schedule:
 
     def set_gates(self, step: int) -> None:
         """Set every gate to its value for optimizer step `step`."""
-        for name, gate in self.gates.items():
-            selected_at = self.selected_at[name]
-            value = torch.ones(len(selected_at))
-            for start in selected_at.unique().tolist():
-                if start >= 0:
-                    value[selected_at == start] = gate_value(
-                        self.config.decay, step - start, self.config.decay_steps, self.compactor_lr
-                    )
-            gate.set(value, selected_at >= 0)
+        value = torch.ones(len(self._selected_at))
+        for start in self._selected_at.unique().tolist():
+            if start >= 0:
+                value[self._selected_at == start] = gate_value(
+                    self.config.decay, step - start, self.config.decay_steps, self.compactor_lr
+                )
+        self.gates.set(value, self._selected_at >= 0)
 
-    def kept(self) -> dict[str, int]:
+    def open_count(self) -> dict[str, int]:
         """Dimensions not selected for retirement, per group."""
-        return {name: gate.kept for name, gate in self.gates.items()}
+        return dict(self.gates.open_count)
 
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.selected_at)

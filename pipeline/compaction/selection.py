@@ -17,23 +17,34 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pipeline.compaction.groups import Gate, Group
+from pipeline.compaction.groups import KINDS, Gates, Group
 
 if TYPE_CHECKING:
     # Recipes name selections; reading a recipe must not cost the seconds that importing transformers does.
     from pipeline.compaction.model import CompactedBert
 
 
-def norm_scores(model: CompactedBert, group: str) -> Tensor:
-    """Summed L2 norms of the columns of I + row_delta over the readers of `group`: (size,) float64.
+def norm_scores(model: CompactedBert) -> dict[str, Tensor]:
+    """Summed L2 norms of the columns of I + row_delta over the readers of each group: name -> (size,) float64.
 
-    Under ZeRO-3 the row compactors of the group's readers must be gathered while this runs.
+    Under ZeRO-3 the row compactors must be gathered while this runs.
     """
-    total = torch.zeros(model.groups[group].size, dtype=torch.float64)
-    for reader in model.readers(group):
-        delta = reader.row_delta.detach().double().cpu()
-        total += (delta + torch.eye(len(delta), dtype=torch.float64)).norm(dim=0)
-    return total
+    kinds: dict[str, Tensor] = {}
+    for side in model.sides():
+        if not side.is_row:
+            continue
+        norms = torch.stack([_column_norms(delta) for delta in model.get_parameter(side.name).detach()])
+        groups = sum(group.kind == side.kind for group in model.gates.groups.values())
+        summed = norms.view(groups, -1, norms.shape[1]).sum(1)
+        kinds[side.kind] = kinds[side.kind] + summed if side.kind in kinds else summed
+    return model.gates.split(torch.cat([kinds[kind].flatten() for kind in KINDS]))
+
+
+def _column_norms(delta: Tensor) -> Tensor:
+    """Of I + delta (size, size): (size,) float64 on the CPU, one matrix at a time for the sake of memory."""
+    whole = delta.double().cpu()
+    whole.diagonal().add_(1)
+    return whole.norm(dim=0)
 
 
 def random_scores(group: Group, increment: int, seed: int) -> Tensor:
@@ -50,14 +61,14 @@ class TaylorScores:
     unscaled. Squaring any part of it measures noise instead.
     """
 
-    def __init__(self, gates: dict[str, Gate]) -> None:
+    def __init__(self, gates: Gates) -> None:
         self.steps = 0
-        self.sums = {name: torch.zeros(gate.group.size, dtype=torch.float64) for name, gate in gates.items()}
+        self._sums = torch.zeros(len(gates.value), dtype=torch.float64)
+        self.sums = gates.split(self._sums)
 
-    def add(self, gradients: dict[str, Tensor]) -> None:
-        """Take the gradients (size,) of one optimizer step, on the CPU."""
-        for name, gradient in gradients.items():
-            self.sums[name] += gradient.double().square()
+    def add(self, gradient: Tensor) -> None:
+        """Take the gradient of all gates (dimensions,) of one optimizer step, on the CPU."""
+        self._sums += gradient.double().square()
         self.steps += 1
 
     def scores(self) -> dict[str, Tensor]:
@@ -67,8 +78,7 @@ class TaylorScores:
     def reset(self) -> None:
         """Start the next interval."""
         self.steps = 0
-        for total in self.sums.values():
-            total.zero_()
+        self._sums.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"steps": torch.tensor(self.steps), **{f"sums.{name}": total for name, total in self.sums.items()}}

@@ -8,8 +8,9 @@ from transformers import BertForMaskedLM
 
 from pipeline.compaction.fold import fold
 from pipeline.compaction.groups import Group
-from pipeline.compaction.model import CompactedBert, shape_of
+from pipeline.compaction.model import CompactedBert
 from pipeline.errors import UserError
+from pipeline.models.huggingface import shape_of
 from pipeline.shapes import Strategy
 
 
@@ -36,12 +37,14 @@ def slice_teacher(
     """
     target = replace(shape_of(teacher.config), hidden=hidden, heads=heads, intermediate=intermediate)
     model = CompactedBert(teacher, target, strategy)
-    if kept.keys() != model.groups.keys():
-        raise UserError(f"dimensions of {len(model.groups)} groups were expected, not of {len(kept)}")
-    for name, gate in model.gates.items():
-        value = _open(gate.group, kept[name])
-        gate.set(value, value == 0)
-    return fold(model)
+    groups = model.gates.groups
+    if kept.keys() != groups.keys():
+        raise UserError(f"dimensions of {len(groups)} groups were expected, not of {len(kept)}")
+    value = torch.empty_like(model.gates.value)
+    for name, part in model.gates.split(value).items():
+        part.copy_(_open(groups[name], kept[name]))
+    model.gates.set(value, value == 0)
+    return fold(model)[0]
 
 
 def _open(group: Group, kept: Sequence[int]) -> torch.Tensor:
@@ -55,6 +58,6 @@ def _open(group: Group, kept: Sequence[int]) -> torch.Tensor:
         value[list(kept)] = 1.0
     units = value.view(group.blocks, -1, group.unit).mean(2)  # (blocks, units of a block)
     left = units.shape[1] - group.units_to_retire
-    if not bool(((units == 0) | (units == 1)).all() & (units.sum(1) == left).all()) or len(kept) != group.keep:
-        raise UserError(f"group {group.name}: these are not {group.keep} of the teacher's {group.size} dimensions")
+    if not bool(((units == 0) | (units == 1)).all() & (units.sum(1) == left).all()) or len(kept) != group.target_size:
+        raise UserError(f"group {group.name}: these are not {group.target_size} of the teacher's {group.size} dimensions")
     return value

@@ -1,0 +1,138 @@
+"""Weights and compactors multiplied: all layers of a stack at once.
+
+A compactor is stored as identity + delta, and only ever multiplied with the weight, never with activations:
+the composition costs a constant per step, and attention and FFN kernels see a plain BERT.
+
+Written as weight + changes: in bf16 every product is rounded relative to the change, not to the weight, and the sum is
+rounded once. Indices say which dimensions are left once a group is narrowed, for each layer of the stack its own.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.models.precision import accumulation_dtype
+
+
+def composes_rows_first(whole: Sequence[int], kept: Sequence[int]) -> bool:
+    """Whether W L comes before R (W L) for a W of (out, in) = `whole` of which `kept` (kept out, kept in) are left."""
+    (out, into), (kept_out, kept_in) = whole, kept
+    return out * kept_in * (into + kept_out) < into * kept_out * (out + kept_in)
+
+
+def select(stack: Tensor, index: Tensor | None, dim: int) -> Tensor:
+    """Of each layer n of a stack the entries `index[n]` of its dimension `dim`, 1 or 2; all of them for None.
+
+    Args:
+        stack: (n, size) or (n, rows, columns).
+        index: (n, kept).
+        dim: counted with the layers as dimension 0.
+    """
+    if index is None:
+        return stack
+    if stack.ndim == 2:
+        return stack.gather(1, index)
+    rows, columns = stack.shape[1:]
+    wanted = index[:, :, None].expand(-1, -1, columns) if dim == 1 else index[:, None, :].expand(-1, rows, -1)
+    return stack.gather(dim, wanted)
+
+
+def compose(
+    weight: Tensor,
+    row_delta: Tensor,
+    column_delta: Tensor,
+    kept_in: Tensor | None = None,
+    kept_out: Tensor | None = None,
+) -> Tensor:
+    """(I + column_delta) @ weight @ (I + row_delta) of n layers, rounded once.
+
+    That is (n, out, in), or (n, kept out, kept in) once the groups are narrowed, when I has only the kept rows on the
+    left and the kept columns on the right. Of the two orders of the products the one with fewer multiply-accumulates
+    is taken; after narrowing, the row compactor first halves the price of FFN-in.
+
+    Args:
+        weight: (n, out, in).
+        row_delta: (n, in, kept in), of the row compactors L on the input side.
+        column_delta: (n, kept out, out), of the column compactors R on the output side.
+        kept_in: (n, kept in), None for everything.
+        kept_out: (n, kept out), likewise.
+    """
+    composed: Tensor = _Compose.apply(weight, row_delta, column_delta, kept_in, kept_out)
+    return composed
+
+
+def compose_bias(bias: Tensor, column_delta: Tensor, kept_out: Tensor | None = None) -> Tensor:
+    """(I + column_delta) @ bias of n layers: (n, out), (n, kept out, out) -> (n, kept out)."""
+    wide = accumulation_dtype(bias.dtype)
+    change = torch.bmm(column_delta, bias[:, :, None]).squeeze(2)
+    return (select(bias, kept_out, 1).to(wide) + change).to(bias.dtype)
+
+
+def compose_tables(tables: Tensor, column_delta: Tensor, kept: Tensor | None = None) -> Tensor:
+    """tables @ (I + column_delta).T: (rows, hidden), (kept, hidden) -> (rows, kept).
+
+    Args:
+        tables: the embedding tables below one another.
+        column_delta: of their one column compactor.
+        kept: (kept,), None for everything.
+    """
+    wide = accumulation_dtype(tables.dtype)
+    left = tables if kept is None else tables.index_select(1, kept)
+    return (left.to(wide) + tables @ column_delta.T).to(tables.dtype)
+
+
+class _Compose(torch.autograd.Function):
+    """Four batched products each way. Autograd would take twice the launches, and keep what can be made again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, row_delta: Tensor, column_delta: Tensor, kept_in: Tensor | None, kept_out: Tensor | None
+    ) -> Tensor:
+        rows_first = composes_rows_first(weight.shape[1:], (column_delta.shape[1], row_delta.shape[2]))
+        if rows_first:
+            left = select(weight, kept_in, 2)
+            change = torch.bmm(weight, row_delta)
+            middle = left + change
+            last = torch.bmm(column_delta, middle)
+            rest, dim = kept_out, 1
+        else:
+            left = select(weight, kept_out, 1)
+            change = torch.bmm(column_delta, weight)
+            middle = left + change
+            last = torch.bmm(middle, row_delta)
+            rest, dim = kept_in, 2
+        total = select(left, rest, dim).to(accumulation_dtype(weight.dtype), copy=True)
+        total += select(change, rest, dim)
+        total += last
+        ctx.rows_first, ctx.kept_in, ctx.kept_out = rows_first, kept_in, kept_out
+        ctx.save_for_backward(weight, row_delta, column_delta, middle)
+        return total.to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight, row_delta, column_delta, middle = ctx.saved_tensors
+        gradient = gradients[0]
+        right = _with_identity(row_delta, ctx.kept_in, 2)
+        left = _with_identity(column_delta, ctx.kept_out, 1)
+        if ctx.rows_first:  # middle = W L
+            back = torch.bmm(left.mT, gradient)
+            by_column, by_row = torch.bmm(gradient, middle.mT), torch.bmm(weight.mT, back)
+            by_weight = torch.bmm(back, right.mT)
+        else:  # middle = R W
+            back = torch.bmm(gradient, right.mT)
+            by_column, by_row = torch.bmm(back, weight.mT), torch.bmm(middle.mT, gradient)
+            by_weight = torch.bmm(left.mT, back)
+        return by_weight, by_row, by_column, None, None
+
+
+def _with_identity(delta: Tensor, index: Tensor | None, dim: int) -> Tensor:
+    """delta + the kept rows (dim 1) or columns (dim 2) of the identity, in delta's own type: for gradients alone."""
+    whole = delta.clone()
+    if index is None:
+        whole.diagonal(dim1=1, dim2=2).add_(1)
+        return whole
+    places = index[:, :, None] if dim == 1 else index[:, None, :]
+    # A kept row k has its 1 in column index[k], a kept column in row index[k].
+    return whole.scatter_add_(3 - dim, places, whole.new_ones(1).expand(places.shape))

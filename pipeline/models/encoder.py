@@ -1,0 +1,204 @@
+"""BERT as a function of tensors.
+
+A BERT is some twenty tensors, those of all layers stacked, and a few numbers (`Form`) that no tensor tells. Whoever has
+tensors, a teacher's, composed ones, a student's, gets logits of them here, and nowhere else:
+
+1. `embed`    word + position + segment, LayerNorm, dropout;
+2. `layer`    Q, K and V in one product, attention, FFN, each followed by residual sum and LayerNorm;
+3. `predict`  the last layer's FFN and the MLM head, computed where something is predicted and nowhere else.
+
+Shapes: d hidden, a = heads x head size (the hidden size but in a teacher that is closing), f intermediate, L layers.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.models.norm import layer_norm
+
+SHAPES = {
+    "tables": "(vocabulary + positions + segments, d)",
+    "norm_gain": "(2 L + 1, d), embeddings first, then attention and FFN of each layer",
+    "norm_bias": "(2 L + 1, d)",
+    "qkv": "(L, 3 a, d)",
+    "qkv_bias": "(L, 3 a)",
+    "attention_out": "(L, d, a)",
+    "attention_out_bias": "(L, d)",
+    "ffn_in": "(L, f, d)",
+    "ffn_in_bias": "(L, f)",
+    "ffn_out": "(L, d, f)",
+    "ffn_out_bias": "(L, d)",
+    "transform": "(1, d, d), of the MLM head",
+    "transform_bias": "(1, d)",
+    "transform_norm_gain": "(d,)",
+    "transform_norm_bias": "(d,)",
+    "decoder_bias": "(vocabulary,), the decoder's weight is the word table",
+}
+"""The tensors of a BERT, in their order."""
+GATE = "gate"
+"""The residual gate (d,), where it is not open: it weights the statistics of every LayerNorm."""
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a BERT is besides its tensors.
+
+    Attributes:
+        tables: rows of the word, position and segment tables.
+        heads: of every layer.
+        score_scale: the factor on the scores of attention.
+        epsilon: of every LayerNorm.
+        activation: of the FFNs and of the MLM head.
+        dropout: of hidden states, in training.
+        attention_dropout: of attention's weights, in training.
+        fused_attention: torch's fused kernel; plain products otherwise.
+    """
+
+    tables: tuple[int, int, int]
+    heads: int
+    score_scale: float
+    epsilon: float
+    activation: Callable[[Tensor], Tensor]
+    dropout: float
+    attention_dropout: float
+    fused_attention: bool
+
+
+class Bert:
+    """A BERT over given tensors, for one pass.
+
+    Args:
+        tensors: those of `SHAPES`, and `GATE` where there is one.
+        form: the rest.
+        training: whether dropout is on.
+    """
+
+    def __init__(self, tensors: Tensors, form: Form, training: bool = False) -> None:
+        self.form = form
+        self.dropout = form.dropout if training else 0.0
+        self.attention_dropout = form.attention_dropout if training else 0.0
+        self.word, self.position, self.segment = tensors["tables"].split(form.tables)
+        self.gate = tensors.get(GATE)
+        names = ("qkv", "attention_out", "ffn_in", "ffn_out", "transform")
+        self.linear = {
+            name: tuple(zip(tensors[name].unbind(), tensors[f"{name}_bias"].unbind(), strict=True)) for name in names
+        }
+        self.norms = tuple(zip(tensors["norm_gain"].unbind(), tensors["norm_bias"].unbind(), strict=True))
+        self.transform_norm = tensors["transform_norm_gain"], tensors["transform_norm_bias"]
+        self.decoder_bias = tensors["decoder_bias"]
+        self.layers = len(self.linear["qkv"])
+
+    def embed(self, input_ids: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+        """Token ids (batch, tokens) -> (batch, tokens, d)."""
+        segments = self.segment[0] if segment_ids is None else F.embedding(segment_ids, self.segment)
+        places = self.position[: input_ids.shape[1]] + segments
+        return self._drop(self._norm(F.embedding(input_ids, self.word) + places, self.norms[0]))
+
+    def layer(self, number: int, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(batch, tokens, d) -> (batch, tokens, d)."""
+        return self._after_attention(number, self.attend(number, hidden, mask), hidden)
+
+    def projections(self, number: int, hidden: Tensor) -> Tensor:
+        """Queries, keys and values (batch, tokens, 3, heads, head size) of a layer that sees `hidden`."""
+        batch, tokens, _ = hidden.shape
+        return F.linear(hidden, *self.linear["qkv"][number]).view(batch, tokens, 3, self.form.heads, -1)
+
+    def attend(self, number: int, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the heads of a layer gather: (batch, tokens, d) -> (batch, tokens, a)."""
+        query, key, value = self.projections(number, hidden).permute(2, 0, 3, 1, 4).unbind(0)
+        scale = self.form.score_scale
+        if self.form.fused_attention:
+            gathered = F.scaled_dot_product_attention(query, key, value, mask, self.attention_dropout, scale=scale)
+        else:
+            scores = query @ key.mT * scale
+            weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
+            gathered = F.dropout(weights, self.attention_dropout, self.attention_dropout > 0) @ value
+        return gathered.transpose(1, 2).flatten(2)
+
+    def predict(self, hidden: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """The last layer and the MLM head: (batch, tokens, d) -> logits (batch, k, vocabulary).
+
+        Args:
+            hidden: what the layer before the last returned.
+            positions: (batch, k); None for everywhere.
+            mask: of attention.
+        """
+        last = self.layers - 1
+        gathered = self.attend(last, hidden, mask)
+        if positions is not None:
+            gathered, hidden = take_positions(gathered, positions), take_positions(hidden, positions)
+        hidden = self._after_attention(last, gathered, hidden)
+        hidden = self.form.activation(F.linear(hidden, *self.linear["transform"][0]))
+        return F.linear(self._norm(hidden, self.transform_norm), self.word, self.decoder_bias)
+
+    def _after_attention(self, number: int, gathered: Tensor, hidden: Tensor) -> Tensor:
+        attended = self._drop(F.linear(gathered, *self.linear["attention_out"][number]))
+        hidden = self._norm(attended + hidden, self.norms[2 * number + 1])
+        inner = self.form.activation(F.linear(hidden, *self.linear["ffn_in"][number]))
+        outer = self._drop(F.linear(inner, *self.linear["ffn_out"][number]))
+        return self._norm(outer + hidden, self.norms[2 * number + 2])
+
+    def _norm(self, hidden: Tensor, gain_and_bias: tuple[Tensor, Tensor]) -> Tensor:
+        return layer_norm(hidden, *gain_and_bias, self.form.epsilon, self.gate)
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        return F.dropout(hidden, self.dropout) if self.dropout else hidden
+
+
+def encode(
+    tensors: Tensors,
+    form: Form,
+    input_ids: Tensor,
+    positions: Tensor | None = None,
+    segment_ids: Tensor | None = None,
+    documents: Tensor | None = None,
+    training: bool = False,
+) -> Tensor:
+    """MLM logits.
+
+    Args:
+        tensors: those of `SHAPES`, and `GATE` where there is one.
+        form: the rest of the BERT.
+        input_ids: (batch, tokens), no padding.
+        positions: (batch, k), where logits are wanted; None for everywhere.
+        segment_ids: (batch, tokens); None for the first segment everywhere.
+        documents: (batch, tokens), the document of each token, which attends to no other; None for all to all.
+        training: whether dropout is on.
+
+    Returns:
+        (batch, k, vocabulary), or (batch, tokens, vocabulary) without `positions`.
+    """
+    bert = Bert(tensors, form, training)
+    hidden = bert.embed(input_ids, segment_ids)
+    mask = document_mask(documents, hidden.dtype)
+    for number in range(bert.layers - 1):
+        hidden = bert.layer(number, hidden, mask)
+    return bert.predict(hidden, positions, mask)
+
+
+def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:
+    """Pick hidden states (batch, tokens, d) at `positions` (batch, k) -> (batch, k, d)."""
+    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
+
+
+def document_mask(documents: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What to add to the scores of attention, so that a token sees its own document alone.
+
+    A sum, not a choice, because that is what every attention kernel takes. The softmax makes exact zeros of it.
+
+    Args:
+        documents: (batch, tokens), the number of each token's document; None for a window that is all one.
+        dtype: of the scores.
+
+    Returns:
+        (batch, 1, tokens, tokens), 0 within a document and the least number between two; None for None.
+    """
+    if documents is None:
+        return None
+    apart = documents[:, None, :, None] != documents[:, None, None, :]
+    return torch.zeros(apart.shape, dtype=dtype, device=apart.device).masked_fill(apart, torch.finfo(dtype).min)
