@@ -4,72 +4,77 @@ The same function as `pipeline.compaction` computes with composed matrices, at 5
 and layer in place of 12 d^2. It is here to be measured and to check the composed form, not to train with.
 """
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.compaction.layers import CompactedLinear
-from pipeline.compaction.model import CompactedBert, take_positions
+from pipeline.compaction.model import CompactedBert, is_compactor
+from pipeline.models.encoder import take_positions
 
 
-def whole_compactor(delta: Tensor) -> nn.Parameter:
-    """identity + delta (d, d), the way the published code stores a compactor."""
-    return nn.Parameter(delta.detach() + torch.eye(len(delta), dtype=delta.dtype, device=delta.device))
-
-
-class ChainedLinear(nn.Module):
-    """y = R (W (L x) + b), one product after the other.
-
-    Attributes:
-        row_compactor: L (in, in).
-        column_compactor: R (out, out).
-    """
-
-    def __init__(self, linear: CompactedLinear) -> None:
-        super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-        self.row_compactor = whole_compactor(linear.row_delta)
-        self.column_compactor = whole_compactor(linear.column_delta)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        hidden = F.linear(F.linear(inputs, self.row_compactor), self.weight, self.bias)
-        return F.linear(hidden, self.column_compactor)
+def chained_name(name: str) -> str:
+    """The chained model's name of a parameter of the compacted one."""
+    return name.removesuffix("delta") + "compactor" if is_compactor(name) else name
 
 
 class ChainedBert(nn.Module):
-    """The chained form of a `CompactedBert` whose gates are all open; a copy, nothing is shared.
+    """The chained form of a `CompactedBert` whose gates are all open, without dropout; a copy, nothing is shared.
+
+    Its parameters are those of the `CompactedBert`, but that compactors are stored whole: identity + delta, the way the
+    published code does. Every LayerNorm, linear layer and compactor is written out here, so that a fault in the encoder
+    shows.
 
     The tied decoder reads E R_e^T; here the hidden states are multiplied by R_e^T and then by E.
     """
 
     def __init__(self, compacted: CompactedBert) -> None:
         super().__init__()
-        assert all(gate.all_open for gate in compacted.gates.values()) and not compacted.narrowed
-        model = copy.deepcopy(compacted)
-        embeddings = model.embeddings
-        self.word, self.position, self.segment = embeddings.word, embeddings.position, embeddings.segment
-        self.embedding_compactor = whole_compactor(embeddings.column_delta)
-        self.norm, self.dropout = embeddings.norm, embeddings.dropout
-        self.layers = model.layers
-        for layer in self.layers:
-            heads = layer.attention.self
-            heads.query, heads.key, heads.value = (ChainedLinear(m) for m in (heads.query, heads.key, heads.value))
-            for module in (layer.attention.output, layer.intermediate, layer.output):
-                module.dense = ChainedLinear(module.dense)
-        self.transform = ChainedLinear(model.transform)
-        self.transform_activation, self.transform_norm = model.transform_activation, model.transform_norm
-        self.decoder = model.decoder
+        assert compacted.gates.all_open and not compacted.narrowed
+        self.config, self.form = compacted.config, compacted.form
+        for name, parameter in compacted.named_parameters():
+            value = parameter.detach().clone()
+            if is_compactor(name):
+                value.diagonal(dim1=-2, dim2=-1).add_(1)
+            self.register_parameter(chained_name(name), nn.Parameter(value))
 
     def forward(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """(batch, tokens), (batch, k) -> MLM logits (batch, k, vocab); everywhere without `positions`."""
-        summed = F.embedding(input_ids, self.word) + self.position[: input_ids.shape[1]] + self.segment[0]
-        hidden = self.dropout(self.norm(F.linear(summed, self.embedding_compactor)))
-        for layer in self.layers:
-            hidden = layer(hidden)
-        if positions is not None:
-            hidden = take_positions(hidden, positions)
-        hidden = self.transform_norm(self.transform_activation(self.transform(hidden)))
-        return self.decoder(F.linear(hidden, self.embedding_compactor.T), self.word)
+        word, position, segment = self.tables.split(self.form.tables)
+        summed = F.embedding(input_ids, word) + position[: input_ids.shape[1]] + segment[0]
+        hidden = self._norm(0, F.linear(summed, self.tables_column_compactor))
+        for layer in range(len(self.qkv)):
+            gathered = self._attend(layer, hidden)
+            if layer == len(self.qkv) - 1 and positions is not None:
+                gathered, hidden = take_positions(gathered, positions), take_positions(hidden, positions)
+            hidden = self._norm(2 * layer + 1, hidden + self._linear("attention_out", layer, gathered))
+            inner = self.form.activation(self._linear("ffn_in", layer, hidden))
+            hidden = self._norm(2 * layer + 2, hidden + self._linear("ffn_out", layer, inner))
+        hidden = self.form.activation(self._linear("transform", 0, hidden))
+        transform_norm = self.transform_norm_gain, self.transform_norm_bias
+        hidden = F.layer_norm(hidden, hidden.shape[-1:], *transform_norm, self.form.epsilon)
+        return F.linear(F.linear(hidden, self.tables_column_compactor.T), word, self.decoder_bias)
+
+    def _linear(self, name: str, number: int, inputs: Tensor) -> Tensor:
+        """y = R (W (L x) + b) of one matrix of a stack, one product after the other."""
+        row_compactor, column_compactor = (
+            self.get_parameter(f"{name}_{side}_compactor") for side in ("row", "column")
+        )
+        matrices, size = len(row_compactor), column_compactor.shape[-1]
+        weight = self.get_parameter(name).view(matrices, size, -1)[number]
+        bias = self.get_parameter(f"{name}_bias").view(matrices, size)[number]
+        return F.linear(F.linear(F.linear(inputs, row_compactor[number]), weight, bias), column_compactor[number])
+
+    def _attend(self, layer: int, hidden: Tensor) -> Tensor:
+        """What the heads of a layer gather: (batch, tokens, d) -> (batch, tokens, d)."""
+        projections = (self._linear("qkv", 3 * layer + part, hidden) for part in range(3))
+        query, key, value = (part.unflatten(-1, (self.form.heads, -1)).transpose(1, 2) for part in projections)
+        if self.form.fused_attention:
+            gathered = F.scaled_dot_product_attention(query, key, value, scale=self.form.score_scale)
+        else:
+            gathered = torch.softmax(query @ key.mT * self.form.score_scale, dim=-1) @ value
+        return gathered.transpose(1, 2).flatten(2)
+
+    def _norm(self, number: int, hidden: Tensor) -> Tensor:
+        return F.layer_norm(
+            hidden, hidden.shape[-1:], self.norm_gain[number], self.norm_bias[number], self.form.epsilon
+        )

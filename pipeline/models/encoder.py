@@ -123,6 +123,13 @@ class Bert:
             gathered = F.dropout(weights, self.attention_dropout, self.attention_dropout > 0) @ value
         return gathered.transpose(1, 2).flatten(2)
 
+    def before_last(self, input_ids: Tensor, segment_ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """What the last layer sees: token ids (batch, tokens) -> (batch, tokens, d)."""
+        hidden = self.embed(input_ids, segment_ids)
+        for number in range(self.layers - 1):
+            hidden = self.layer(number, hidden, mask)
+        return hidden
+
     def predict(self, hidden: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The last layer and the MLM head: (batch, tokens, d) -> logits (batch, k, vocabulary).
 
@@ -174,11 +181,8 @@ def encode(
         (batch, k, vocabulary), or (batch, tokens, vocabulary) without `positions`.
     """
     bert = Bert(tensors, form, training)
-    hidden = bert.embed(input_ids, segment_ids)
-    mask = document_mask(documents, hidden.dtype)
-    for number in range(bert.layers - 1):
-        hidden = bert.layer(number, hidden, mask)
-    return bert.predict(hidden, positions, mask)
+    mask = document_mask(documents, bert.word.dtype)
+    return bert.predict(bert.before_last(input_ids, segment_ids, mask), positions, mask)
 
 
 def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:
