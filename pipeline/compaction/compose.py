@@ -7,19 +7,13 @@ Written as weight + changes: in bf16 every product is rounded relative to the ch
 rounded once. Indices say which dimensions are left once a group is narrowed, for each layer of the stack its own.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.cost import composes_rows_first
 from pipeline.models.precision import accumulation_dtype
-
-
-def composes_rows_first(whole: Sequence[int], kept: Sequence[int]) -> bool:
-    """Whether W L comes before R (W L) for a W of (out, in) = `whole` of which `kept` (kept out, kept in) are left."""
-    (out, into), (kept_out, kept_in) = whole, kept
-    return out * kept_in * (into + kept_out) < into * kept_out * (out + kept_in)
 
 
 def select(stack: Tensor, index: Tensor | None, dim: int) -> Tensor:

@@ -87,19 +87,18 @@ class _GatedNorm(torch.autograd.Function):
         total = rows.copy_(hidden) if residual is None else torch.add(hidden, residual, out=rows)
         normed = total.flatten(0, -2)
         normed -= (normed @ weight)[:, None]
-        epsilon, *ctx.constants = (constant[: len(normed)] for constant in constants)
+        epsilon, zero, one, root_half, root_two = (constant[: len(normed)] for constant in constants)
         rstd = torch.addmv(epsilon, normed * normed, weight).rsqrt_()
         normed *= rstd[:, None]
         output = torch.empty_like(hidden, memory_format=torch.contiguous_format)
         torch.addcmul(shift, normed, scale, out=output.view(normed.shape))
-        ctx.save_for_backward(normed, rstd, weight, gain, rest)
+        ctx.save_for_backward(normed, rstd, weight, gain, rest, zero, one, root_half, root_two)
         ctx.has_residual = residual is not None
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        normed, rstd, weight, gain, rest = ctx.saved_tensors
-        zero, one, root_half, root_two = ctx.constants
+        normed, rstd, weight, gain, rest, zero, one, root_half, root_two = ctx.saved_tensors
 
         def fused(upward: Tensor, factor: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
             found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.native_layer_norm_backward(
