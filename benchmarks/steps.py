@@ -221,24 +221,24 @@ def forward_and_backward(model: nn.Module, loss_of: LossOf, batches: list[MicroB
         send_back(composed, leaves)
 
 
-def loss_of_variant(variant: Variant, model: nn.Module, teacher: PlainBert) -> LossOf:
-    """What a row trains on."""
+def loss_of_variant(variant: Variant, model: nn.Module, teacher: PlainBert | None = None) -> LossOf:
+    """What a row trains on; the distilled ones need the teacher."""
     if isinstance(model, ChainedBert):
         return lambda _, batch: masked_lm_loss(model(*batch[:2]), batch[2])[0]
     assert isinstance(model, (PlainBert, CompactedBert))
     form: Form = model.form
-    taught = dict(teacher.named_parameters())
+    if variant not in DISTILLED:
+        return lambda tensors, batch: masked_lm_loss(encode(tensors, form, *batch[:2]), batch[2])[0]
+    assert teacher
+    known, known_form = dict(teacher.named_parameters()), teacher.form
 
-    def kd(tensors: Tensors, batch: MicroBatch) -> Tensor:
-        return distillation_loss(Bert(tensors, form), Bert(taught, teacher.form), *batch[:2])
+    def distilled(tensors: Tensors, batch: MicroBatch) -> Tensor:
+        student, taught = Bert(tensors, form), Bert(known, known_form)
+        if variant == "kd":
+            return distillation_loss(student, taught, *batch[:2])
+        return minilm_loss(student, taught, batch[0], known_form.heads)
 
-    def minilm(tensors: Tensors, batch: MicroBatch) -> Tensor:
-        return minilm_loss(Bert(tensors, form), Bert(taught, teacher.form), batch[0], teacher.form.heads)
-
-    def masked_lm(tensors: Tensors, batch: MicroBatch) -> Tensor:
-        return masked_lm_loss(encode(tensors, form, *batch[:2]), batch[2])[0]
-
-    return {"kd": kd, "minilm": minilm}.get(variant, masked_lm)
+    return distilled
 
 
 @dataclass
@@ -289,8 +289,21 @@ def make_rows(
     return rows
 
 
-def measure(setting: Setting, rows: dict[str, Row], batches: list[MicroBatch], rounds: int) -> float:
+def measure(
+    setting: Setting,
+    rows: dict[str, Row],
+    batches: list[MicroBatch],
+    rounds: int,
+    before_step: Callable[[str], None] = lambda name: None,
+) -> float:
     """Warm up, then fill in the memory and times of every row.
+
+    Args:
+        setting: what the rows were made for.
+        rows: see `make_rows`.
+        batches: the micro-batches of a step.
+        rounds: timed steps of every row.
+        before_step: called with the name of the row before each of them.
 
     Returns:
         The matrix peak, in floating-point operations per second.
@@ -304,7 +317,8 @@ def measure(setting: Setting, rows: dict[str, Row], batches: list[MicroBatch], r
     with torch._dynamo.config.patch(error_on_recompile=True):  # compiled steps must have settled by now
         for _ in range(rounds):
             peak = max(peak, matrix_rate(setting))
-            for row in rows.values():
+            for name, row in rows.items():
+                before_step(name)
                 row.seconds.append(seconds_of(setting, lambda row=row: row.step(batches)))
     return peak
 

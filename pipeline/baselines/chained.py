@@ -56,9 +56,7 @@ class ChainedBert(nn.Module):
 
     def _linear(self, name: str, number: int, inputs: Tensor) -> Tensor:
         """y = R (W (L x) + b) of one matrix of a stack, one product after the other."""
-        row_compactor, column_compactor = (
-            self.get_parameter(f"{name}_{side}_compactor") for side in ("row", "column")
-        )
+        row_compactor, column_compactor = (self.get_parameter(f"{name}_{side}_compactor") for side in ("row", "column"))
         matrices, size = len(row_compactor), column_compactor.shape[-1]
         weight = self.get_parameter(name).view(matrices, size, -1)[number]
         bias = self.get_parameter(f"{name}_bias").view(matrices, size)[number]

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.compaction.compose import compose, compose_bias, compose_tables
-from pipeline.cost import composes_rows_first
 from pipeline.compaction.model import CompactedBert
+from pipeline.cost import composes_rows_first
 from tests.support.models import (
     close_random_gates,
     compacted,
