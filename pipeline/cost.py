@@ -72,13 +72,13 @@ def head_macs(shape: BertShape, batch: Batch) -> int:
 def compactor_macs(shape: BertShape, batch: Batch) -> int:
     """Forward pass of the chained compactors alone: in^2 + out^2 per linear layer and row of activations.
 
-    With intermediate = 4 x hidden = 4 d that is 42 d^2 per token and layer, on top of BERT's 12 d^2. The last layer's
-    attention output and FFN and the transform see predicted positions alone. The compactor of the embeddings meets
-    every token, and every predicted position again in the tied decoder.
+    With intermediate = 4 x hidden = 4 d that is 42 d^2 per token and layer, on top of BERT's 12 d^2. The compactor of
+    the embeddings meets every token, and every predicted position again in the tied decoder.
     """
-    each = [out * out + into * into for out, into in linear_layers(shape)]
+    *encoder, (out, into) = linear_layers(shape)
     predicted = batch.windows * batch.predicted
-    return batch.tokens * (sum(each[:-4]) + shape.hidden**2) + predicted * (sum(each[-4:]) + shape.hidden**2)
+    per_token = sum(o * o + i * i for o, i in encoder) + shape.hidden**2
+    return batch.tokens * per_token + predicted * (out * out + into * into + shape.hidden**2)
 
 
 def composes_rows_first(whole: Sequence[int], kept: Sequence[int]) -> bool:
@@ -121,7 +121,8 @@ def minilm_macs(shape: BertShape, batch: Batch) -> int:
 def step_macs(variant: Variant, teacher: BertShape, student: BertShape, batch: Batch) -> int:
     """Multiply-accumulates of one optimizer step on one rank, forward and backward, without recomputation.
 
-    WID composes once in a step, in however many micro-batches it comes.
+    WID composes once in a step, in however many micro-batches it comes. In its published form, chained, it computes
+    the last layer at all positions like the others.
     """
 
     def plain(shape: BertShape) -> int:
@@ -130,7 +131,8 @@ def step_macs(variant: Variant, teacher: BertShape, student: BertShape, batch: B
     if variant == "teacher":
         return TRAINING * plain(teacher)
     if variant == "chained":
-        return TRAINING * (plain(teacher) + compactor_macs(teacher, batch))
+        whole = _whole_encoder_macs(teacher, batch) + head_macs(teacher, batch)
+        return TRAINING * (whole + compactor_macs(teacher, batch))
     if variant == "composed":
         return TRAINING * (plain(teacher) + composition_macs(teacher, teacher))
     if variant == "narrowed":

@@ -22,7 +22,7 @@ class ChainedBert(nn.Module):
 
     Its parameters are those of the `CompactedBert`, but that compactors are stored whole: identity + delta, the way the
     published code does. Every LayerNorm, linear layer and compactor is written out here, so that a fault in the encoder
-    shows.
+    shows, and all layers are computed at all positions.
 
     The tied decoder reads E R_e^T; here the hidden states are multiplied by R_e^T and then by E.
     """
@@ -43,12 +43,12 @@ class ChainedBert(nn.Module):
         summed = F.embedding(input_ids, word) + position[: input_ids.shape[1]] + segment[0]
         hidden = self._norm(0, F.linear(summed, self.tables_column_compactor))
         for layer in range(len(self.qkv)):
-            gathered = self._attend(layer, hidden)
-            if layer == len(self.qkv) - 1 and positions is not None:
-                gathered, hidden = take_positions(gathered, positions), take_positions(hidden, positions)
-            hidden = self._norm(2 * layer + 1, hidden + self._linear("attention_out", layer, gathered))
+            attended = self._linear("attention_out", layer, self._attend(layer, hidden))
+            hidden = self._norm(2 * layer + 1, hidden + attended)
             inner = self.form.activation(self._linear("ffn_in", layer, hidden))
             hidden = self._norm(2 * layer + 2, hidden + self._linear("ffn_out", layer, inner))
+        if positions is not None:
+            hidden = take_positions(hidden, positions)
         hidden = self.form.activation(self._linear("transform", 0, hidden))
         transform_norm = self.transform_norm_gain, self.transform_norm_bias
         hidden = F.layer_norm(hidden, hidden.shape[-1:], *transform_norm, self.form.epsilon)

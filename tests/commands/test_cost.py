@@ -100,9 +100,9 @@ def test_bert_base_as_the_design_counts_it():
     chained, composed, narrowed, plain = (
         step_macs(v, teacher, student, batch) for v in ("chained", "composed", "narrowed", "student")
     )
-    assert chained / composed == pytest.approx(3.12, abs=0.01)
-    assert narrowed / plain == pytest.approx(1.31, abs=0.01)
-    assert chained / narrowed == pytest.approx(28.1, abs=0.1)
+    assert chained / composed == pytest.approx(3.93, abs=0.01)
+    assert narrowed / plain == pytest.approx(1.37, abs=0.01)
+    assert chained / narrowed == pytest.approx(31.8, abs=0.1)
 
 
 def test_communication_follows_the_stages():
@@ -190,7 +190,7 @@ def test_the_documented_cost_of_the_alternatives_is_what_is_counted(variant):
 
 @pytest.mark.parametrize("times", [2, 4, 16])
 def test_what_narrowing_several_times_would_save_is_counted(times):
-    """Of a run of the `fast_` recipes: narrowed after every 16 / times increments, at one GPU's micro-batches."""
+    """Of a run of the `fast_` recipes: narrowed after every 16 / times increments."""
     expected = []
     for name in ("fast_bert_base_to_11m", "fast_bert_base_to_55m"):
         teacher, student, recipe = shapes_of(name)
@@ -238,7 +238,7 @@ def kept_for_backward(layers: int, windows: int, form: str) -> int:
     return sum(size for address, (size, _) in kept.items() if address not in own)
 
 
-@pytest.mark.parametrize("form,documented_bytes", [("gates closing", 36_920), ("narrowed", 6_968)])
+@pytest.mark.parametrize("form,documented_bytes", [("gates closing", 30_776), ("narrowed", 6_968)])
 def test_the_documented_memory_of_a_micro_batch_is_what_autograd_keeps(form, documented_bytes):
     per_window = [kept_for_backward(layers, 2, form) - kept_for_backward(layers, 1, form) for layers in (1, 2)]
     assert (per_window[1] - per_window[0]) / 128 == pytest.approx(documented_bytes, rel=0.02)
