@@ -1,11 +1,4 @@
-"""The steps of another checkout of this repository, timed in turn with those of this one.
-
-    python benchmarks/beside.py CHECKOUT OPTIONS...
-
-That is the process that `step_time.py --beside CHECKOUT` starts: it builds the rows of the CHECKOUT's own step_time.py
-with these options, warms up, says in a line of JSON which commit it is, and then times one step of every row whose
-name it reads. So both checkouts are warm, neither runs while the other one is timed, and drift meets both alike.
-"""
+"""The steps of another checkout of this repository, timed in turn with those of this one."""
 
 import json
 import subprocess
@@ -15,11 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-FILE = Path(__file__).resolve()
+from pipeline.errors import UserError
+
+WORKER = Path(__file__).resolve().parent / "beside_worker.py"
 
 
 class Beside:
-    """The process, from the side of the one that asks.
+    """A process of `beside_worker.py`: both checkouts are warm, and neither runs while the other one is timed.
 
     Args:
         checkout: the other checkout's directory.
@@ -31,7 +26,7 @@ class Beside:
     """
 
     def __init__(self, checkout: Path, options: Sequence[str]) -> None:
-        command = [sys.executable, str(FILE), str(checkout.resolve()), *options]
+        command = [sys.executable, str(WORKER), str(checkout.resolve()), *options]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.commit: str = self._read()
         self.seconds: dict[str, list[float]] = {}
@@ -53,35 +48,9 @@ class Beside:
             self.seconds.setdefault(name, []).append(seconds)
 
     def _read(self) -> Any:
-        from pipeline.errors import UserError
-
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
             self._process.wait()
             raise UserError(f"--beside: the other checkout ended with exit code {self._process.returncode}, see above")
         return json.loads(line)
-
-
-def serve(checkout: str, options: Sequence[str]) -> None:
-    """What the process does."""
-    sys.path[0] = checkout
-    from benchmarks import step_time, steps
-    from pipeline.environment import commit
-
-    sys.argv = ["step_time.py", *options]
-    arguments = step_time.parse_arguments()
-    setting = step_time.read_setting(arguments)
-    batches = steps.make_batches(setting)
-    models = steps.build_models(setting, tuple(tensor[:4] for tensor in batches[0]))
-    rows = steps.make_rows(setting, models, arguments.variants, arguments.compile)
-    steps.measure(setting, rows, batches, rounds=0)
-    print(json.dumps(commit()), flush=True)
-    for line in sys.stdin:
-        row = rows.get(line.strip())
-        seconds = steps.seconds_of(setting, lambda row=row: row.step(batches)) if row else None
-        print(json.dumps(seconds), flush=True)
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1], sys.argv[2:])

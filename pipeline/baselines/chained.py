@@ -39,20 +39,19 @@ class ChainedBert(nn.Module):
 
     def forward(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """(batch, tokens), (batch, k) -> MLM logits (batch, k, vocab); everywhere without `positions`."""
-        word, position, segment = self.tables.split(self.form.tables)
+        word, position, segment = self.get_parameter("tables").split(self.form.tables)
+        compactor = self.get_parameter("tables_column_compactor")
         summed = F.embedding(input_ids, word) + position[: input_ids.shape[1]] + segment[0]
-        hidden = self._norm(0, F.linear(summed, self.tables_column_compactor))
-        for layer in range(len(self.qkv)):
+        hidden = self._norm("norm", F.linear(summed, compactor), 0)
+        for layer in range(self.config.num_hidden_layers):
             attended = self._linear("attention_out", layer, self._attend(layer, hidden))
-            hidden = self._norm(2 * layer + 1, hidden + attended)
+            hidden = self._norm("norm", hidden + attended, 2 * layer + 1)
             inner = self.form.activation(self._linear("ffn_in", layer, hidden))
-            hidden = self._norm(2 * layer + 2, hidden + self._linear("ffn_out", layer, inner))
+            hidden = self._norm("norm", hidden + self._linear("ffn_out", layer, inner), 2 * layer + 2)
         if positions is not None:
             hidden = take_positions(hidden, positions)
-        hidden = self.form.activation(self._linear("transform", 0, hidden))
-        transform_norm = self.transform_norm_gain, self.transform_norm_bias
-        hidden = F.layer_norm(hidden, hidden.shape[-1:], *transform_norm, self.form.epsilon)
-        return F.linear(F.linear(hidden, self.tables_column_compactor.T), word, self.decoder_bias)
+        hidden = self._norm("transform_norm", self.form.activation(self._linear("transform", 0, hidden)))
+        return F.linear(F.linear(hidden, compactor.T), word, self.get_parameter("decoder_bias"))
 
     def _linear(self, name: str, number: int, inputs: Tensor) -> Tensor:
         """y = R (W (L x) + b) of one matrix of a stack, one product after the other."""
@@ -72,7 +71,8 @@ class ChainedBert(nn.Module):
             gathered = torch.softmax(query @ key.mT * self.form.score_scale, dim=-1) @ value
         return gathered.transpose(1, 2).flatten(2)
 
-    def _norm(self, number: int, hidden: Tensor) -> Tensor:
-        return F.layer_norm(
-            hidden, hidden.shape[-1:], self.norm_gain[number], self.norm_bias[number], self.form.epsilon
+    def _norm(self, name: str, hidden: Tensor, number: int = 0) -> Tensor:
+        gain, bias = (
+            self.get_parameter(f"{name}_{kind}").view(-1, hidden.shape[-1])[number] for kind in ("gain", "bias")
         )
+        return F.layer_norm(hidden, gain.shape, gain, bias, self.form.epsilon)

@@ -28,7 +28,7 @@ class LayerNorms:
         self.epsilon = epsilon
         self.constants: tuple[Tensor, ...] = ()
         self.gated = gate is not None
-        parts = gains, biases
+        parts: tuple[Tensor, ...] = gains, biases
         if gate is not None:
             # What is of one row is computed for all norms at once, and so is its part of the backward pass.
             gate = gate.to(accumulation_dtype(gains.dtype))
@@ -57,17 +57,18 @@ def _of_gate(weight: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, ...]
 
 
 class _GatedNorm(torch.autograd.Function):
-    """With weights w = g / sum(g), G = g gain, B = g bias, e = dy G, s1 = sum(e) and s2 = sum(e normed) of each row:
+    """The gradients in closed form, out of torch's fused backward pass of a LayerNorm.
+
+    With weights w = g / sum(g), G = g gain, B = g bias, e = dy G, s1 = sum(e) and s2 = sum(e normed) of each row:
 
     dx = rstd (e - w (s1 + normed s2))
     dG = sum over rows of dy normed, dB = sum over rows of dy
-    dw = - sum over rows of (s1 normed + s2 normed^2 / 2), but for a number equal in all dimensions
+    dw = - sum over rows of (s1 normed + s2 normed^2 / 2), up to a number that all dimensions share
 
-    A number equal in all dimensions makes no difference, since the weights always add up to 1.
+    Such a number makes no difference, since the weights always add up to 1.
 
-    torch's fused backward pass of a LayerNorm computes such sums. For d dimensions and a gain d G, a mean of 0 and a
-    factor a for rstd, it returns a (d e - s1 - a^2 normed s2), dG and dB. With a = 1 that gives dx, and with a^2 = 1/2
-    what dw is the sum of. Few and large operations matter: there are two such norms in each layer.
+    For d dimensions, a gain of d G, a mean of 0 and a factor a in the place of rstd, the fused pass returns
+    a (d e - s1 - a^2 normed s2), dG and dB. With a = 1 that leads to dx. With a^2 = 1/2 it leads to dw.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
 """What a step launches on a device, counted on the CPU: operations that are no view and no allocation.
 
-The counts depend on the number of layers and not on the sizes, so the sizes are tiny: 12 layers, a student of a quarter
-of the teacher's dimensions, bf16, fused attention. A step is what the benchmarks time: composition, forward and backward
-of one micro-batch, and their optimizer.
+The counts depend on the number of layers and not on the sizes, so the sizes are tiny. There are 12 layers, and the
+student has a quarter of the teacher's dimensions; bf16, fused attention. A step is what the benchmarks time:
+composition, forward and backward of one micro-batch, and their optimizer.
 """
 
 from collections import Counter
