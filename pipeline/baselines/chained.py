@@ -4,12 +4,24 @@ The same function as `pipeline.compaction` computes with composed matrices, at 5
 and layer in place of 12 d^2. It is here to be measured and to check the composed form, not to train with.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.compaction.model import CompactedBert, is_compactor
+from pipeline.compaction.stacks import STACKS, Stack
 from pipeline.models.encoder import take_positions
+
+Linear = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Row compactor L, weight W, bias b, column compactor R of a linear layer."""
+
+
+def chain(linear: Linear, inputs: Tensor) -> Tensor:
+    """y = R (W (L x) + b), one product after the other."""
+    row_compactor, weight, bias, column_compactor = linear
+    return F.linear(F.linear(F.linear(inputs, row_compactor), weight, bias), column_compactor)
 
 
 def chained_name(name: str) -> str:
@@ -42,28 +54,29 @@ class ChainedBert(nn.Module):
         word, position, segment = self.get_parameter("tables").split(self.form.tables)
         compactor = self.get_parameter("tables_column_compactor")
         summed = F.embedding(input_ids, word) + position[: input_ids.shape[1]] + segment[0]
-        hidden = self._norm("norm", F.linear(summed, compactor), 0)
+        norms = self._norms("norm")
+        qkv, attention_out, ffn_in, ffn_out, transform = (self._linears(stack) for stack in STACKS)
+        hidden = self._norm(F.linear(summed, compactor), next(norms))
         for layer in range(self.config.num_hidden_layers):
-            attended = self._linear("attention_out", layer, self._attend(layer, hidden))
-            hidden = self._norm("norm", hidden + attended, 2 * layer + 1)
-            inner = self.form.activation(self._linear("ffn_in", layer, hidden))
-            hidden = self._norm("norm", hidden + self._linear("ffn_out", layer, inner), 2 * layer + 2)
+            gathered = self._attend(qkv[3 * layer : 3 * layer + 3], hidden)
+            hidden = self._norm(hidden + chain(attention_out[layer], gathered), next(norms))
+            inner = self.form.activation(chain(ffn_in[layer], hidden))
+            hidden = self._norm(hidden + chain(ffn_out[layer], inner), next(norms))
         if positions is not None:
             hidden = take_positions(hidden, positions)
-        hidden = self._norm("transform_norm", self.form.activation(self._linear("transform", 0, hidden)))
+        hidden = self._norm(self.form.activation(chain(transform[0], hidden)), next(self._norms("transform_norm")))
         return F.linear(F.linear(hidden, compactor.T), word, self.get_parameter("decoder_bias"))
 
-    def _linear(self, name: str, number: int, inputs: Tensor) -> Tensor:
-        """y = R (W (L x) + b) of one matrix of a stack, one product after the other."""
-        row_compactor, column_compactor = (self.get_parameter(f"{name}_{side}_compactor") for side in ("row", "column"))
-        matrices, size = len(row_compactor), column_compactor.shape[-1]
-        weight = self.get_parameter(name).view(matrices, size, -1)[number]
-        bias = self.get_parameter(f"{name}_bias").view(matrices, size)[number]
-        return F.linear(F.linear(F.linear(inputs, row_compactor[number]), weight, bias), column_compactor[number])
+    def _linears(self, stack: Stack) -> list[Linear]:
+        """The linear layers of a stack; Q, K and V of a layer follow one another."""
+        rows, columns = (self.get_parameter(f"{stack.name}_{side}_compactor") for side in ("row", "column"))
+        weight = self.get_parameter(stack.name).view(len(rows), columns.shape[2], -1)
+        bias = self.get_parameter(f"{stack.name}_bias").view(len(rows), -1)
+        return list(zip(rows.unbind(), weight.unbind(), bias.unbind(), columns.unbind(), strict=True))
 
-    def _attend(self, layer: int, hidden: Tensor) -> Tensor:
+    def _attend(self, qkv: list[Linear], hidden: Tensor) -> Tensor:
         """What the heads of a layer gather: (batch, tokens, d) -> (batch, tokens, d)."""
-        projections = (self._linear("qkv", 3 * layer + part, hidden) for part in range(3))
+        projections = (chain(linear, hidden) for linear in qkv)
         query, key, value = (part.unflatten(-1, (self.form.heads, -1)).transpose(1, 2) for part in projections)
         if self.form.fused_attention:
             gathered = F.scaled_dot_product_attention(query, key, value, scale=self.form.score_scale)
@@ -71,8 +84,10 @@ class ChainedBert(nn.Module):
             gathered = torch.softmax(query @ key.mT * self.form.score_scale, dim=-1) @ value
         return gathered.transpose(1, 2).flatten(2)
 
-    def _norm(self, name: str, hidden: Tensor, number: int = 0) -> Tensor:
-        gain, bias = (
-            self.get_parameter(f"{name}_{kind}").view(-1, hidden.shape[-1])[number] for kind in ("gain", "bias")
-        )
-        return F.layer_norm(hidden, gain.shape, gain, bias, self.form.epsilon)
+    def _norms(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gain and bias of each LayerNorm."""
+        gain, bias = (torch.atleast_2d(self.get_parameter(f"{name}_{kind}")) for kind in ("gain", "bias"))
+        return zip(gain.unbind(), bias.unbind(), strict=True)
+
+    def _norm(self, hidden: Tensor, gain_and_bias: tuple[Tensor, Tensor]) -> Tensor:
+        return F.layer_norm(hidden, hidden.shape[-1:], *gain_and_bias, self.form.epsilon)
