@@ -29,8 +29,9 @@ LAYERS = [
     ("pipeline.shapes", "pipeline.parsing", "pipeline.config", "pipeline.teacher_files"),
     ("pipeline.stages", "pipeline.cost"),
     ("pipeline.data",),
+    ("pipeline.models",),
     ("pipeline.compaction",),
-    ("pipeline.models", "pipeline.teachers"),
+    ("pipeline.building", "pipeline.teachers"),
     ("pipeline.baselines",),
     ("pipeline.engine",),
     ("pipeline.evaluation",),
@@ -158,7 +159,7 @@ def plant(tmp_path):
 LATE = "def f():\n    from {} import {}\n"
 PLANTED = {
     "upward": ({"pipeline/data/order.py": "import pipeline.engine.state"}, "that is upward"),
-    "upward and late": ({"pipeline/models.py": LATE.format("pipeline.engine", "state")}, "(late)"),
+    "upward and late": ({"pipeline/building.py": LATE.format("pipeline.engine", "state")}, "(late)"),
     "upward by name": ({"pipeline/cost.py": "import importlib\nimportlib.import_module('demo.run')"}, "demo.run"),
     "upward and relative": ({"pipeline/shapes.py": "from . import stages"}, "that is upward"),
     "for annotations": (

@@ -88,7 +88,12 @@ class _Compose(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, row_delta: Tensor, column_delta: Tensor, kept_in: Tensor | None, kept_out: Tensor | None
+        ctx: Any,
+        weight: Tensor,
+        row_delta: Tensor,
+        column_delta: Tensor,
+        kept_in: Tensor | None,
+        kept_out: Tensor | None,
     ) -> Tensor:
         rows_first = composes_rows_first(weight.shape[1:], (column_delta.shape[1], row_delta.shape[2]))
         if rows_first:

@@ -59,5 +59,7 @@ def _open(group: Group, kept: Sequence[int]) -> torch.Tensor:
     units = value.view(group.blocks, -1, group.unit).mean(2)  # (blocks, units of a block)
     left = units.shape[1] - group.units_to_retire
     if not bool(((units == 0) | (units == 1)).all() & (units.sum(1) == left).all()) or len(kept) != group.target_size:
-        raise UserError(f"group {group.name}: these are not {group.target_size} of the teacher's {group.size} dimensions")
+        raise UserError(
+            f"group {group.name}: these are not {group.target_size} of the teacher's {group.size} dimensions"
+        )
     return value

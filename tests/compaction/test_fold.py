@@ -10,7 +10,16 @@ import torch
 from pipeline.compaction.fold import compare, fold
 from pipeline.errors import UserError
 from pipeline.shapes import BertShape
-from tests.support.models import close_random_gates, compacted, random_teacher, randomise_compactors, token_batch
+from pipeline.models.encoder import Bert
+from tests.support.models import (
+    close_random_gates,
+    compacted,
+    logits,
+    random_teacher,
+    randomise_compactors,
+    set_gate,
+    token_batch,
+)
 
 CASES = [
     # strategy, teacher hidden, heads, target hidden, target head size, target intermediate
@@ -28,7 +37,7 @@ def test_wrapping_a_teacher_changes_no_logit(layers, hidden, heads):
     ids = token_batch(211, batch=2, tokens=32)
     with torch.no_grad():
         expected = teacher(input_ids=ids).logits
-        got = compacted(teacher, hidden // 2, hidden // heads // 2, "dim").eval()(ids)
+        got = logits(compacted(teacher, hidden // 2, hidden // heads // 2, "dim").eval(), ids)
     assert float((got - expected).abs().max()) <= 1e-5 * max(1.0, float(expected.abs().max()))
 
 
@@ -38,7 +47,7 @@ def test_wrapping_reads_segments_like_the_teacher():
     segments = (torch.arange(ids.shape[1]) >= 7).long().expand_as(ids)
     with torch.no_grad():
         expected = teacher(input_ids=ids, token_type_ids=segments).logits
-        got = compacted(teacher, 12, 4, "dim").eval()(ids, segment_ids=segments)
+        got = logits(compacted(teacher, 12, 4, "dim").eval(), ids, segment_ids=segments)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -48,7 +57,7 @@ def test_fold_is_exact(strategy, hidden, heads, target, head_size, intermediate,
     model = compacted(random_teacher(3, hidden, heads, seed=seed), target, head_size, strategy, intermediate)
     randomise_compactors(model, seed=seed + 10)
     close_random_gates(model, seed=seed + 20)
-    student = fold(model.eval())
+    student, _ = fold(model.eval())
     report = compare(model, student, [token_batch(seed=seed), token_batch(tokens=9, seed=seed + 1)])
     assert report.max_logit_diff_fp64 <= 1e-10
     assert report.max_abs_logit > 0.1
@@ -64,10 +73,13 @@ def test_hidden_states_of_the_folded_encoder(strategy, head_size):
     close_random_gates(model)
     ids = token_batch()
     with torch.no_grad():
-        states, _ = model.encode(ids)
-        folded = fold(model).bert(input_ids=ids, output_hidden_states=True).hidden_states
-    kept = model.gates["residual"].value.nonzero().squeeze(1)
-    retired = (model.gates["residual"].value == 0).nonzero().squeeze(1)
+        bert = Bert(model(), model.form)
+        states = [bert.embed(ids)]
+        for number in range(bert.layers):
+            states.append(bert.layer(number, states[-1]))
+        folded = fold(model)[0].bert(input_ids=ids, output_hidden_states=True).hidden_states
+    residual = model.gates.of("residual")[0]
+    kept, retired = residual.nonzero().squeeze(1), (residual == 0).nonzero().squeeze(1)
     assert len(states) == len(folded) == 4
     for wrapped, student in zip(states, folded, strict=True):
         assert float((wrapped[..., kept] - student).abs().max()) <= 1e-10
@@ -78,7 +90,7 @@ def test_fold_sees_a_wrong_student():
     """The measurement itself can fail: one changed weight is noticed."""
     model = compacted(random_teacher(), 15, 5, "dim").eval()
     close_random_gates(model)
-    student = fold(model)
+    student, _ = fold(model)
     with torch.no_grad():
         student.bert.encoder.layer[1].attention.self.query.weight[3, 2] += 1e-3
     assert not compare(model, student, [token_batch()]).passes
@@ -89,10 +101,9 @@ def test_fold_refuses_an_unfinished_schedule():
     with pytest.raises(UserError, match="schedule has not ended"):
         fold(model)
     close_random_gates(model)
-    gate = model.gates["ffn.1"]
-    value = gate.value.clone()
-    value[0] = 0.5
-    gate.set(value, value < 1)
+    set_gate(
+        model, "ffn.1", model.gates.split(model.gates.value)["ffn.1"].clone().index_fill(0, torch.tensor([0]), 0.5)
+    )
     with pytest.raises(UserError, match=r"ffn\.1"):
         fold(model)
 
@@ -101,7 +112,7 @@ def test_fold_leaves_the_model_as_it_was():
     model = compacted(random_teacher(), 15, 5, "dim")
     close_random_gates(model)
     before = copy.deepcopy(model.state_dict())
-    compare(model, fold(model), [token_batch()])
+    compare(model, fold(model)[0], [token_batch()])
     for name, value in model.state_dict().items():
         assert value.dtype == torch.float32 and torch.equal(value, before[name])
 
@@ -110,7 +121,7 @@ def test_student_loads_where_this_project_cannot_be_imported(tmp_path):
     model = compacted(random_teacher(), 15, 5, "dim").eval()
     randomise_compactors(model)
     close_random_gates(model)
-    student = fold(model).float()
+    student = fold(model)[0].float()
     student.save_pretrained(tmp_path / "student")
     ids = token_batch()
     torch.save({"ids": ids, "logits": student(input_ids=ids).logits.detach()}, tmp_path / "expected.pt")

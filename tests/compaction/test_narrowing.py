@@ -6,9 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.compaction.fold import compare, fold, kept_indices
+from pipeline.compaction.fold import compare, fold, open_indices
+from pipeline.compaction.stacks import STACKS
+from pipeline.models.encoder import Bert
 from tests.compaction.test_fold import CASES
-from tests.support.models import close_random_gates, compacted, random_teacher, randomise_compactors, token_batch
+from tests.support.models import (
+    close_random_gates,
+    compacted,
+    logits,
+    random_teacher,
+    randomise_compactors,
+    token_batch,
+)
 
 
 def narrowed_pair(strategy, hidden, heads, target, head_size, intermediate, seed):
@@ -17,7 +26,7 @@ def narrowed_pair(strategy, hidden, heads, target, head_size, intermediate, seed
     randomise_compactors(model, seed=seed + 10)
     close_random_gates(model, seed=seed + 20)
     narrow = copy.deepcopy(model)
-    narrow.narrow(kept_indices(narrow))
+    narrow.narrow(open_indices(narrow.gates))
     return model, narrow
 
 
@@ -25,25 +34,22 @@ def narrowed_pair(strategy, hidden, heads, target, head_size, intermediate, seed
 @pytest.mark.parametrize("penalty", [False, True])
 def test_loss_and_gradients_stay(strategy, hidden, heads, target, head_size, intermediate, penalty):
     model, narrow = narrowed_pair(strategy, hidden, heads, target, head_size, intermediate, seed=3)
-    for gate in (*model.gates.values(), *narrow.gates.values()):
-        gate.stops_gradient = penalty
+    model.stops_gradient = narrow.stops_gradient = penalty
     ids, labels = token_batch(), token_batch(seed=100)
-    losses = [F.cross_entropy(m(ids).flatten(0, 1), labels.flatten()) for m in (model, narrow)]
+    losses = [F.cross_entropy(logits(m, ids).flatten(0, 1), labels.flatten()) for m in (model, narrow)]
     for loss in losses:
         loss.backward()
     assert float((losses[0] - losses[1]).abs()) <= 1e-10
 
-    kept, cut = kept_indices(model), model.narrowing()
+    kept, sides = open_indices(model.gates), {side.name: side for side in model.sides()}
     left = dict(narrow.named_parameters())
     for name, whole in model.named_parameters():
         gradient = whole.grad
-        if name in cut:
-            dim, group = cut[name]
-            gradient = whole.grad.index_select(dim, kept[group])
-            gone = torch.ones(whole.shape[dim], dtype=torch.bool)
-            gone[kept[group]] = False
-            # What is dropped was dead: nothing would have moved it any more.
-            assert float(whole.grad[(slice(None),) * dim + (gone,)].abs().max()) == 0.0, name
+        if name in sides:
+            gradient = model.cut(sides[name], whole.grad, kept)
+            # What is dropped was dead: nothing would have moved it any more. So the sums of squares are the same.
+            assert float(whole.grad.square().sum()) == pytest.approx(float(gradient.square().sum()), rel=1e-12), name
+            assert gradient.numel() < whole.numel()
         assert left[name].shape == gradient.shape
         assert float((left[name].grad - gradient).abs().max()) <= 1e-10, name
     assert any(float(p.grad.abs().max()) > 0 for name, p in left.items() if name.endswith("_delta"))
@@ -52,7 +58,8 @@ def test_loss_and_gradients_stay(strategy, hidden, heads, target, head_size, int
 @pytest.mark.parametrize("strategy,hidden,heads,target,head_size,intermediate", CASES)
 def test_fold_gives_the_same_student(strategy, hidden, heads, target, head_size, intermediate):
     model, narrow = narrowed_pair(strategy, hidden, heads, target, head_size, intermediate, seed=5)
-    student, again = fold(model.eval()), fold(narrow.eval())
+    (student, indices), (again, same) = fold(model.eval()), fold(narrow.eval())
+    assert indices == same
     for (name, expected), got in zip(student.state_dict().items(), again.state_dict().values(), strict=True):
         assert expected.shape == got.shape and float((expected - got).abs().max()) <= 1e-12, name
     assert compare(narrow, again, [token_batch()]).max_logit_diff_fp64 <= 1e-10
@@ -63,24 +70,23 @@ def test_activations_and_composed_matrices_have_the_students_size(
     strategy, hidden, heads, target, head_size, intermediate
 ):
     _, narrow = narrowed_pair(strategy, hidden, heads, target, head_size, intermediate, seed=7)
-    student = narrow.target
-    states, table = narrow.encode(token_batch())
-    assert {state.shape[-1] for state in states} == {table.shape[1]} == {target}
-    heads_module = narrow.layers[0].attention.self
-    assert heads_module.query.composed()[0].shape == (student.hidden, student.hidden)
-    assert narrow.layers[0].intermediate.dense.composed()[0].shape == (student.intermediate, student.hidden)
-    assert heads_module.attention_head_size == student.head_size
+    student, tensors = narrow.target, narrow()
+    assert tensors["tables"].shape[1] == target and tensors["norm_gain"].shape[1] == target
+    assert tensors["qkv"].shape == (3, 3 * student.hidden, student.hidden)
+    assert tensors["ffn_in"].shape == (3, student.intermediate, student.hidden)
+    states = Bert(tensors, narrow.form).projections(0, Bert(tensors, narrow.form).embed(token_batch()))
+    assert states.shape[-2:] == (student.heads, student.head_size)
     # The teacher's own weights keep their size.
-    assert narrow.layers[0].intermediate.dense.weight.shape[1] == hidden
+    assert narrow.ffn_in.shape[2] == hidden
 
 
 def test_bf16_composes_narrow_matrices_to_the_last_rounding():
     _, narrow = narrowed_pair(*CASES[0], seed=9)
     with torch.no_grad():
-        for layer in (m for m in narrow.modules() if hasattr(m, "row_delta")):
-            exact, _ = layer.composed()
-            rounded, _ = copy.deepcopy(layer).bfloat16().composed()
-            assert float((rounded.double() - exact).abs().max()) <= 0.02 * float(exact.abs().max())
+        exact, rounded = narrow(), copy.deepcopy(narrow).bfloat16()()
+        for name in (stack.name for stack in STACKS):
+            for one, other in zip(exact[name], rounded[name], strict=True):
+                assert float((other.double() - one).abs().max()) <= 0.02 * float(one.abs().max())
 
 
 @pytest.mark.parametrize("case", CASES[:2])
@@ -92,7 +98,7 @@ def test_fifty_steps_after_narrowing_follow_the_whole_model(case):
 
     def step(one, its_optimizer, number: int) -> float:
         ids, labels = token_batch(seed=number), token_batch(seed=1000 + number)
-        loss = F.cross_entropy(one(ids).flatten(0, 1), labels.flatten())
+        loss = F.cross_entropy(logits(one, ids).flatten(0, 1), labels.flatten())
         its_optimizer.zero_grad()
         loss.backward()
         its_optimizer.step()
@@ -100,15 +106,16 @@ def test_fifty_steps_after_narrowing_follow_the_whole_model(case):
 
     for number in range(5):
         step(model, optimizer, number)
-    narrow, kept, cut = copy.deepcopy(model), kept_indices(model), model.narrowing()
+    narrow, kept = copy.deepcopy(model), open_indices(model.gates)
+    sides = {side.name: side for side in model.sides()}
     narrow.narrow(kept)
     successor = torch.optim.AdamW(narrow.parameters(), lr=1e-3, eps=1e-6, weight_decay=0.01)
     whole = dict(model.named_parameters())
     for name, parameter in narrow.named_parameters():
         moments = dict(optimizer.state[whole[name]])
         for key in ("exp_avg", "exp_avg_sq"):
-            dim, group = cut.get(name, (0, ""))
-            moments[key] = moments[key].index_select(dim, kept[group]) if group else moments[key].clone()
+            whole_moment = moments[key].clone()
+            moments[key] = model.cut(sides[name], whole_moment, kept) if name in sides else whole_moment
         successor.state[parameter] = {**moments, "step": moments["step"].clone()}
 
     before = {name: parameter.detach().clone() for name, parameter in narrow.named_parameters()}

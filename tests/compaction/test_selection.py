@@ -6,39 +6,38 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.compaction.groups import Gate, Group, build_groups
-from pipeline.compaction.model import shape_of
+from pipeline.compaction.groups import Gates, Group, build_groups
 from pipeline.compaction.schedule import Schedule, gate_value
 from pipeline.compaction.selection import TaylorScores, choose, norm_scores, random_scores
 from pipeline.config import CompactionConfig
 from pipeline.errors import UserError
+from pipeline.models.huggingface import shape_of
 from pipeline.shapes import BertShape, resolve_target
-from tests.support.models import compacted, random_teacher, randomise_compactors, token_batch
+from tests.support.models import compacted, logits, random_teacher, randomise_compactors, token_batch
 
 
 def test_taylor_is_the_squared_finite_difference_of_the_loss():
     model = compacted(random_teacher(2, 12, 2, vocab=31, intermediate=10), 6, 3, "dim", intermediate=5).double()
     randomise_compactors(model)
     ids, labels = token_batch(31), token_batch(31, seed=9)
-    for gate in model.gates.values():
-        gate.value = gate.value.double()
-        gate.record_gradient(True)
+    model.gates.value = model.gates.value.double()
+    model.gates.record_gradient(True)
 
     def loss():
-        return F.cross_entropy(model(ids).flatten(0, 1), labels.flatten())
+        return F.cross_entropy(logits(model, ids).flatten(0, 1), labels.flatten())
 
     loss().backward()
     taylor = TaylorScores(model.gates)
-    taylor.add({name: gate.value.grad for name, gate in model.gates.items()})
+    taylor.add(model.gates.value.grad)
     step, checked = 1e-5, 0
-    for name, gate in model.gates.items():
-        for index in range(gate.group.size):
+    for name, gates in model.gates.split(model.gates.value).items():
+        for index in range(len(gates)):
             values = []
             for sign in (1, -1):
                 with torch.no_grad():
-                    gate.value[index] += sign * step
+                    gates[index] += sign * step
                     values.append(float(loss()))
-                    gate.value[index] -= sign * step
+                    gates[index] -= sign * step
             expected = ((values[0] - values[1]) / (2 * step)) ** 2
             assert float(taylor.scores()[name][index]) == pytest.approx(expected, rel=1e-4, abs=1e-12), (name, index)
             checked += expected > 1e-10
@@ -46,10 +45,10 @@ def test_taylor_is_the_squared_finite_difference_of_the_loss():
 
 
 def test_taylor_averages_squares_and_survives_a_checkpoint():
-    gates = {"residual": Gate(Group("residual", 3, 1))}
+    gates = Gates({"residual": Group("residual", 3, 1)})
     taylor = TaylorScores(gates)
-    taylor.add({"residual": torch.tensor([1.0, -2.0, 0.0])})
-    taylor.add({"residual": torch.tensor([3.0, 0.0, 0.0])})
+    taylor.add(torch.tensor([1.0, -2.0, 0.0]))
+    taylor.add(torch.tensor([3.0, 0.0, 0.0]))
     again = TaylorScores(gates)
     again.load_state_dict(taylor.state_dict())
     for scores in (taylor, again):
@@ -61,19 +60,18 @@ def test_taylor_averages_squares_and_survives_a_checkpoint():
 def test_norm_scores_sum_the_row_compactor_columns_of_all_readers():
     model = compacted(random_teacher(2), 15, 5, "dim")
     randomise_compactors(model)
-    names = ["attention.self.query", "attention.self.key", "attention.self.value", "intermediate.dense"]
-    residual = [dict(layer.named_modules())[name] for layer in model.layers for name in names] + [model.transform]
+    assert model.qkv_row_delta.shape == (6, 24, 24)  # query, key and value of layer 0, then those of layer 1
     for group, readers in {
-        "residual": residual,
-        "attention.1": [model.layers[1].attention.output.dense],
-        "ffn.0": [model.layers[0].output.dense],
+        "residual": [*model.qkv_row_delta, *model.ffn_in_row_delta, *model.transform_row_delta],
+        "attention.1": [model.attention_out_row_delta[1]],
+        "ffn.0": [model.ffn_out_row_delta[0]],
     }.items():
-        expected = torch.zeros(model.groups[group].size, dtype=torch.float64)
+        expected = torch.zeros(model.gates.groups[group].size, dtype=torch.float64)
         for reader in readers:
-            compactor = torch.eye(len(expected), dtype=torch.float64) + reader.row_delta.detach().double()
+            compactor = torch.eye(len(expected), dtype=torch.float64) + reader.detach().double()
             for column in range(len(expected)):
                 expected[column] += math.sqrt(sum(float(x) ** 2 for x in compactor[:, column]))
-        torch.testing.assert_close(norm_scores(model, group), expected, rtol=1e-12, atol=0)
+        torch.testing.assert_close(norm_scores(model)[group], expected, rtol=1e-12, atol=0)
 
 
 def test_random_scores_are_a_pure_function():
@@ -104,8 +102,8 @@ def test_quotas(strategy, hidden, head_size, increments):
                     assert set(heads.tolist()) <= {0, 4}
                     assert int((heads == 4).sum()) == increment * (6 - hidden // 4) // increments
             else:
-                assert int(retired.sum()) == increment * (group.size - group.keep) // increments
-        assert int((~retired).sum()) == group.keep
+                assert int(retired.sum()) == increment * (group.size - group.target_size) // increments
+        assert int((~retired).sum()) == group.target_size
 
 
 def test_lowest_score_goes_first_and_the_lowest_index_wins_ties():
@@ -142,23 +140,23 @@ def test_schedule_walks_every_gate_to_the_target():
         increment = config.increment_due(step)
         assert (increment is not None) == (step in (3, 5, 7, 9))
         if increment:
-            scores = {n: random_scores(g, increment, 0) for n, g in model.groups.items()}
+            scores = {n: random_scores(g, increment, 0) for n, g in model.gates.groups.items()}
             schedule.retire(step, schedule.choose(increment, scores))
         schedule.set_gates(step)
-        for name, gate in model.gates.items():
+        for name, gates in model.gates.split(model.gates.value).items():
             since = step - schedule.selected_at[name]
             expected = torch.where(schedule.selected_at[name] < 0, 1.0, (1 - since / 5).clamp(min=0))
-            assert float((gate.value - expected).abs().max()) <= 1e-6
-            assert gate.all_open == bool((gate.value == 1).all())
-    assert config.end_step == 14 and schedule.kept() == {n: g.keep for n, g in model.groups.items()}
-    assert all(int(gate.value.sum()) == gate.group.keep for gate in model.gates.values())
+            assert float((gates - expected).abs().max()) <= 1e-6
+        assert model.gates.all_open == bool((model.gates.value == 1).all())
+    wanted = {name: group.target_size for name, group in model.gates.groups.items()}
+    assert config.end_step == 14 and schedule.open_count() == wanted
+    assert {n: int(gates.sum()) for n, gates in model.gates.split(model.gates.value).items()} == wanted
 
     again = Schedule(config, compacted(random_teacher(), 15, 5, "dim").gates, compactor_lr=1e-3)
     again.load_state_dict(schedule.state_dict())
     again.set_gates(11)
     schedule.set_gates(11)
-    for name in model.gates:
-        assert torch.equal(again.gates[name].value, schedule.gates[name].value)
+    assert torch.equal(again.gates.value, schedule.gates.value) and not again.gates.all_open
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pipeline.compaction.fold import fold, teacher_indices
+from pipeline.compaction.fold import fold, open_indices
 from pipeline.compaction.slice import slice_teacher
 from pipeline.engine.student import _readable
 from pipeline.errors import UserError
@@ -27,7 +27,7 @@ def test_a_slice_has_the_teachers_rows_and_columns(strategy, hidden, head_size, 
     teacher = random_teacher()
     model = gated(strategy, hidden, head_size, intermediate)
     randomise_compactors(model)  # what was trained leaves no trace
-    kept = teacher_indices(model)
+    kept = fold(model)[1]
     sliced = slice_teacher(copy.deepcopy(teacher), hidden, hidden // head_size, intermediate, strategy, kept)
     residual = kept["residual"]
     for index, (ours, theirs) in enumerate(zip(sliced.bert.encoder.layer, teacher.bert.encoder.layer, strict=True)):
@@ -43,10 +43,9 @@ def test_a_slice_has_the_teachers_rows_and_columns(strategy, hidden, head_size, 
 @pytest.mark.parametrize("strategy,hidden,head_size,intermediate", CASES)
 def test_a_narrowed_model_names_the_teachers_dimensions(strategy, hidden, head_size, intermediate):
     model = gated(strategy, hidden, head_size, intermediate)
-    kept = teacher_indices(model)
-    folded = fold(model)
-    model.narrow({name: torch.tensor(indices) for name, indices in kept.items()})
-    assert teacher_indices(model) == kept
+    folded, kept = fold(model)
+    model.narrow(open_indices(model.gates))
+    assert fold(model)[1] == kept
     rebuilt = slice_teacher(random_teacher(), hidden, hidden // head_size, intermediate, strategy, kept)
     for name, weight in folded.state_dict().items():
         assert torch.equal(rebuilt.state_dict()[name], weight), name
@@ -55,7 +54,7 @@ def test_a_narrowed_model_names_the_teachers_dimensions(strategy, hidden, head_s
 @pytest.mark.parametrize("strategy,hidden,head_size,intermediate", CASES)
 @pytest.mark.parametrize("group", ["residual", "attention.1", "ffn.0"])
 def test_other_dimensions_than_a_students_are_refused(strategy, hidden, head_size, intermediate, group):
-    kept = teacher_indices(gated(strategy, hidden, head_size, intermediate))
+    kept = fold(gated(strategy, hidden, head_size, intermediate))[1]
 
     def rebuild(changed: dict) -> None:
         slice_teacher(random_teacher(), hidden, hidden // head_size, intermediate, strategy, {**kept, **changed})

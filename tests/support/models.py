@@ -4,6 +4,8 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from pipeline.compaction.model import CompactedBert
+from pipeline.models.encoder import encode
+from pipeline.models.plain import PlainBert
 from pipeline.shapes import BertShape, Strategy
 
 
@@ -59,14 +61,26 @@ def randomise_compactors(model: CompactedBert, scale: float = 0.3, seed: int = 1
 def close_random_gates(model: CompactedBert, seed: int = 2) -> None:
     """Retire random dimensions, as many as the target asks for, at once."""
     generator = torch.Generator().manual_seed(seed)
-    for gate in model.gates.values():
-        group = gate.group
-        value = torch.zeros(group.blocks, group.size // group.blocks // group.unit, group.unit)
-        keep = group.keep // group.blocks // group.unit
-        for block in value:
-            block[torch.randperm(len(block), generator=generator)[:keep]] = 1.0
-        flat = value.flatten()
-        gate.set(flat, flat == 0)
+    value = torch.empty_like(model.gates.value)
+    for name, part in model.gates.split(value).items():
+        group = model.gates.groups[name]
+        blocks = torch.zeros(group.blocks, group.size // group.blocks // group.unit, group.unit)
+        for block in blocks:
+            block[torch.randperm(len(block), generator=generator)[: len(block) - group.units_to_retire]] = 1.0
+        part.copy_(blocks.flatten())
+    model.gates.set(value, value == 0)
+
+
+def set_gate(model: CompactedBert, group: str, values: torch.Tensor) -> None:
+    """Set the gates of one group; what is below 1 counts as retired."""
+    value = model.gates.value.detach().clone()
+    model.gates.split(value)[group].copy_(values)
+    model.gates.set(value, value < 1)
+
+
+def logits(model: CompactedBert | PlainBert, ids: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    """Composed anew, everywhere, in training mode as the module says."""
+    return encode(model(), model.form, ids, training=model.training, **inputs)
 
 
 def token_batch(vocab: int = 61, batch: int = 4, tokens: int = 16, seed: int = 3) -> torch.Tensor:
