@@ -14,7 +14,6 @@ from pipeline.models.encoder import GATE
 from pipeline.models.huggingface import form_of, shape_of, tensors_of
 from pipeline.shapes import BertShape, Strategy
 
-
 UNCOMPOSED = ("norm_gain", "norm_bias", "transform_norm_gain", "transform_norm_bias", "decoder_bias")
 """The tensors that no compactor meets."""
 
@@ -40,9 +39,9 @@ class Side:
 class CompactedBert(nn.Module):
     """The teacher with a compactor on each side of every linear layer and a gate for each dimension of each group.
 
-    Its parameters are the tensors of the teacher's BERT and, for each stack, `STACK_row_delta` of L (matrices, in, in) and
-    `STACK_column_delta` of R (matrices, out, out); for the tables `tables_column_delta` (hidden, hidden). Once narrowed, L
-    has the columns and R the rows of what is left.
+    Its parameters are the tensors of the teacher's BERT, for each stack `STACK_row_delta` of L (matrices, in, in) and
+    `STACK_column_delta` of R (matrices, out, out), and `tables_column_delta` (hidden, hidden). Once narrowed, L has the
+    columns and R the rows of what is left.
 
     Calling it returns the tensors of a BERT, composed (see `pipeline.models.encoder`). At the start they are the
     teacher's; with every gate in {0, 1} they compute what the student that `fold` writes computes.
@@ -80,7 +79,7 @@ class CompactedBert(nn.Module):
         """
         kept = self.gates.kept.get("residual")
         delta = self._stop_retired_gradient(self.tables_column_delta[None], "residual", 1)[0]
-        composed = {"tables": compose_tables(self.tables, delta, None if kept is None else kept[0])}
+        composed = {"tables": compose_tables(self.get_parameter("tables"), delta, None if kept is None else kept[0])}
         for stack in STACKS:
             composed[stack.name], composed[f"{stack.name}_bias"] = self._composed(stack)
         for name in UNCOMPOSED:
@@ -92,14 +91,14 @@ class CompactedBert(nn.Module):
 
     def _composed(self, stack: Stack) -> tuple[Tensor, Tensor]:
         """Weight (layers, rows, columns) and bias (layers, rows) of a stack; Q, K and V below one another."""
-        weight, bias = self.get_parameter(stack.name), self.get_parameter(f"{stack.name}_bias")
-        layers, count = len(weight), stack.count(self.shape.layers)
-        weight, bias = weight.view(count, -1, weight.shape[-1]), bias.view(count, -1)
+        whole, whole_bias = self.get_parameter(stack.name), self.get_parameter(f"{stack.name}_bias")
+        layers, count = len(whole), stack.count(self.shape.layers)
         row_delta = self._stop_retired_gradient(self.get_parameter(f"{stack.name}_row_delta"), stack.reads, 2)
         column_delta = self._stop_retired_gradient(self.get_parameter(f"{stack.name}_column_delta"), stack.writes, 1)
         kept_in, kept_out = (self.kept(kind, count) for kind in (stack.reads, stack.writes))
-        weight = compose(weight, row_delta, column_delta, kept_in, kept_out)
-        bias = compose_bias(bias, column_delta, kept_out)
+        # Q, K and V of a layer lie below one another, and each has compactors of its own.
+        weight = compose(whole.view(count, -1, whole.shape[-1]), row_delta, column_delta, kept_in, kept_out)
+        bias = compose_bias(whole_bias.view(count, -1), column_delta, kept_out)
         if stack.gated == "rows" and not self.gates.idle:
             gate = self._of_matrices(self.gates.of(stack.writes).to(weight.dtype), count)
             weight, bias = weight * gate[:, :, None], bias * gate

@@ -31,7 +31,9 @@ def layer_norm(inputs: Tensor, gain: Tensor, bias: Tensor, epsilon: float, gate:
 
 
 class _GatedNorm(torch.autograd.Function):
-    """With e = dy g gain, S = sum(g), s1 = sum(e), s2 = sum(e normed) over the dimensions of a row, the gradients are
+    """The gradients in closed form.
+
+    With e = dy g gain, S = sum(g), s1 = sum(e), s2 = sum(e normed) over the dimensions of a row:
 
     dx = rstd (e - g (s1 + normed s2) / S)
     dg = sum over rows of dy (gain normed + bias) - (s1 normed + s2 (normed^2 - var rstd^2) / 2) / S

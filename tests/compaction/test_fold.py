@@ -9,8 +9,8 @@ import torch
 
 from pipeline.compaction.fold import compare, fold
 from pipeline.errors import UserError
-from pipeline.shapes import BertShape
 from pipeline.models.encoder import Bert
+from pipeline.shapes import BertShape
 from tests.support.models import (
     close_random_gates,
     compacted,

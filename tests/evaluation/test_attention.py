@@ -14,7 +14,7 @@ from scipy.special import rel_entr, softmax
 from transformers import BertForMaskedLM, BertModel
 
 from pipeline import evaluate
-from pipeline.compaction.fold import fold, teacher_indices
+from pipeline.compaction.fold import fold
 from pipeline.data.open import open_shards
 from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine.student import write_student
@@ -132,8 +132,8 @@ def save_student(teacher: BertForMaskedLM, shards: Path, directory: Path, case: 
     if trained:
         randomise_compactors(model, scale=0.1)
     details = {"method": "wid", "step": 1, "tokens": 1, "trained_seq_len": TOKENS, "strategy": case[2]}
-    details["kept"] = teacher_indices(model)
-    write_student(fold(model).float(), load_tokenizer(shards / "tokenizer"), details, directory)
+    student, details["kept"] = fold(model)
+    write_student(student.float(), load_tokenizer(shards / "tokenizer"), details, directory)
     return directory
 
 
