@@ -78,10 +78,10 @@ def describe_model(recipe: Recipe, module: PlainBert | CompactedBert) -> list[st
 @torch.no_grad()
 def start_from_counts(module: PlainBert, statistics: TokenStatistics) -> None:
     """Set the word embeddings to PPMI factors and the decoder bias to the log frequencies of the training text."""
-    word = module.tables[: module.config.vocab_size]
+    word = module.get_parameter("tables")[: module.config.vocab_size]
     word.copy_(ppmi_embeddings(statistics, word.shape[1], scale=module.config.initializer_range))
     share = torch.from_numpy(statistics.frequencies / statistics.frequencies.sum())
-    module.decoder_bias.copy_(share.log())
+    module.get_parameter("decoder_bias").copy_(share.log())
 
 
 def rebuild_model(recipe: Recipe, bert_config: dict[str, Any]) -> PlainBert | CompactedBert:

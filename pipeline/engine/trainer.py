@@ -296,8 +296,9 @@ class Trainer:
             self.watch.beat()
             if valid:
                 rows = {name: tensor[:valid] for name, tensor in self._to_device(batch).items()}
-                labels = rows.pop("labels")
-                loss, accuracy = masked_lm_loss(encode(tensors, form, **rows), labels)
+                documents = rows.get("documents")
+                logits = encode(tensors, form, rows["input_ids"], rows["positions"], documents=documents)
+                loss, accuracy = masked_lm_loss(logits, rows["labels"])
                 sums += valid * torch.stack([loss, accuracy, torch.ones_like(loss)]).double()
         total_loss, total_accuracy, windows = self.world.sum(sums).tolist()
         return total_loss / windows, total_accuracy / windows

@@ -249,9 +249,7 @@ def test_a_relative_path_of_a_teacher_that_is_gone_stays_the_same_path(inputs, t
 # Numbers that are none
 
 
-@pytest.mark.parametrize(
-    "method,name", [("wid", "row_delta"), ("continue", "norm_bias"), ("scratch", "decoder_bias")]
-)
+@pytest.mark.parametrize("method,name", [("wid", "row_delta"), ("continue", "norm_bias"), ("scratch", "decoder_bias")])
 @pytest.mark.parametrize("door", ["train", "fold"])
 def test_a_checkpoint_with_a_nan_is_refused_and_the_tensor_named(inputs, tmp_path, monkeypatch, method, name, door):
     wanted = recipe(inputs, method)
