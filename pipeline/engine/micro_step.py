@@ -73,7 +73,8 @@ class Carry(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upward: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *ctx.gradients
+        gradients, ctx.gradients = ctx.gradients, None  # what nobody else holds becomes `.grad` without a copy
+        return None, None, *gradients
 
 
 class MicroStep:
