@@ -19,11 +19,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 MOST = 900
-NO_LAUNCH = set(
-    "view _unsafe_view t transpose expand as_strided detach slice select unsqueeze squeeze permute alias split unbind "
-    "split_with_sizes empty empty_like empty_strided new_empty new_empty_strided lift_fresh diagonal set_ resize_ "
-    "_reshape_alias promote_types _local_scalar_dense".split()
-)
+NO_LAUNCH = {
+    *("view", "_unsafe_view", "_reshape_alias", "t", "transpose", "permute", "expand", "as_strided", "diagonal", "alias"),
+    *("slice", "select", "split", "split_with_sizes", "unbind", "squeeze", "unsqueeze", "detach", "lift_fresh"),
+    *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "set_", "resize_"),
+    *("promote_types", "_local_scalar_dense"),
+}
 """Views and allocations."""
 
 
