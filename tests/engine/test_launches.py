@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 MOST = 900
 NO_LAUNCH = {
-    *("view", "_unsafe_view", "_reshape_alias", "t", "transpose", "permute", "expand", "as_strided", "diagonal", "alias"),
-    *("slice", "select", "split", "split_with_sizes", "unbind", "squeeze", "unsqueeze", "detach", "lift_fresh"),
+    *("view", "_unsafe_view", "_reshape_alias", "t", "transpose", "permute", "expand", "as_strided", "diagonal"),
+    *("slice", "select", "split", "split_with_sizes", "unbind", "squeeze", "unsqueeze", "detach", "alias"),
     *("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "set_", "resize_"),
-    *("promote_types", "_local_scalar_dense"),
+    *("lift_fresh", "promote_types", "_local_scalar_dense"),
 }
 """Views and allocations."""
 
