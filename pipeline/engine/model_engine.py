@@ -149,6 +149,6 @@ class ModelEngine:
         state = convert(self.state(keep=True))
         load_parameters(successor, state["parameters"])
         self._engine.destroy()
-        self._engine = None  # or both would lie in memory for a moment
+        del self._engine, self.module, self.micro_step  # or both models would lie in memory for a moment
         self._start(successor)
         self.restore(state, steps, scaler)

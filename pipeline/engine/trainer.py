@@ -243,8 +243,8 @@ class Trainer:
         """Go on with a model of the student's width under the same optimizer state."""
         successor = rebuild_model(self.recipe, save_config(self.built.bert_config))
         assert isinstance(successor, CompactedBert)
-        self.engine.replace(successor, partial(compaction.narrow, successor))
         self.built.module = successor
+        self.engine.replace(successor, partial(compaction.narrow, successor))
         self.watch.beat()
         if self.log:
             self.log.say(f"step {self.step}: every gate is closed or open, narrowed to {successor.target}")
