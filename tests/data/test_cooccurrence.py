@@ -70,4 +70,4 @@ def test_a_decoder_starts_from_the_frequencies(statistics):
     torch.testing.assert_close(bias.exp().sum(), torch.tensor(1.0), rtol=1e-4, atol=0)
     word = bert.bert.embeddings.word_embeddings.weight
     assert word is bert.cls.predictions.decoder.weight
-    assert float(word.std()) == pytest.approx(0.02, rel=1e-4)
+    assert float(word.detach().std()) == pytest.approx(0.02, rel=1e-4)
