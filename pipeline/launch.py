@@ -5,8 +5,10 @@ process by nature runs on rank 0 and returns at once elsewhere.
 """
 
 import argparse
+import ctypes
 import os
 import socket
+import sys
 
 from pipeline.errors import UserError
 
@@ -17,6 +19,23 @@ _LAUNCHERS = (
 )
 """What other launchers call the rank, the number of ranks and the rank on this node. SLURM sets most of these in the
 batch script too, which is one process: only inside a step of srun do they count."""
+
+
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+"""glibc's numbers for mallopt(3)."""
+_KEPT_MIB = 128
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory of freed tensors of up to 128 MiB for the next ones.
+
+    By default it gives every large one back to the kernel, which hands it out page by page again and zeroes it: 9 % of
+    the time of a training step on a CPU (4 layers of 192, micro-batches of 64 x 128 tokens), for as much memory.
+    Elsewhere than under glibc nothing happens.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(_MMAP_THRESHOLD, _KEPT_MIB << 20)
+        library.mallopt(_TRIM_THRESHOLD, 4 * _KEPT_MIB << 20)
 
 
 def add_launcher_arguments(parser: argparse.ArgumentParser) -> None:

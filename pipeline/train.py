@@ -29,7 +29,7 @@ if __name__ == "__main__":
 from pipeline.config import Recipe, load_recipe
 from pipeline.engine.deepspeed_config import check_batch
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED, Refusals, run_entry_point
-from pipeline.launch import add_launcher_arguments, adopt_launcher_environment
+from pipeline.launch import add_launcher_arguments, adopt_launcher_environment, keep_freed_memory
 from pipeline.teacher_files import head_warmup_fault, resolve_student, teacher_has_head, teacher_shape
 
 
@@ -49,6 +49,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 def main() -> int:
     arguments, options = parse_arguments()
     adopt_launcher_environment()
+    keep_freed_memory()
     how, ranks = arguments.deepspeed_config, int(os.environ["WORLD_SIZE"])
     recipe = load_recipe(arguments.config, options, lambda recipe: faults_here(recipe, how, ranks))
 

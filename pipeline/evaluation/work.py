@@ -14,6 +14,7 @@ from pipeline.evaluation.pool import Pool
 from pipeline.evaluation.store import ResultStore
 from pipeline.evaluation.task import Request, Task
 from pipeline.evaluation.tasks import NAMES, make_tasks
+from pipeline.launch import keep_freed_memory
 
 AVERAGES = {
     "glue_average": glue_average,
@@ -50,6 +51,7 @@ class Work:
         from pipeline.evaluation.finetune import check_precision
 
         torch.set_num_threads(request.settings.threads)
+        keep_freed_memory()
         check_precision(request.settings.precision)
         self.model = load_encoder(request.model)
         if request.max_length is not None or not all(task.own_length for task in self.tasks):
