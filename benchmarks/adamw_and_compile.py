@@ -6,12 +6,11 @@
 medians over rounds; seconds are of processor time, so that other work on the machine counts little.
 
 1. AdamW: one step over all parameters, as the trainer builds it (fused) and with torch's default options.
-2. Compile: forward and backward of 32 sequences of 128, with and without `pipeline.engine.setup.compile_forward`;
-   both must come to the same loss.
+2. Compile: forward and backward of a micro-batch of 32 sequences of 128 on composed tensors, with and without
+   torch.compile; both must come to the same loss.
 """
 
 import argparse
-import copy
 import json
 import statistics
 import sys
@@ -26,10 +25,8 @@ if not __package__:
 import torch
 
 from benchmarks.composition_share import build, setting_of
-from benchmarks.steps import MicroBatch, make_batches, masked_lm_loss
-from pipeline.compaction.model import CompactedBert
+from benchmarks.steps import LossOf, compose, loss_of_variant, make_batches
 from pipeline.engine.optimizer import build_optimizer, parameter_groups
-from pipeline.engine.setup import compile_forward
 from pipeline.environment import measured, require_compiler
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.files import write_atomically
@@ -64,22 +61,21 @@ def measure_adamw(rounds: int) -> dict[str, Any]:
 
 
 def measure_compile(rounds: int) -> dict[str, Any]:
-    plain = build("narrowed").train()
-    compiled = copy.deepcopy(plain)
-    compile_forward(compiled)
+    model = build("narrowed")
+    _, leaves = compose(model)
+    loss_of = loss_of_variant("narrowed", model)
     (batch,) = make_batches(setting_of(WINDOWS))
     losses: dict[str, float] = {}
 
-    def pass_of(name: str, model: CompactedBert, batch: MicroBatch) -> Callable[[], None]:
+    def pass_of(name: str, loss_of: LossOf) -> Callable[[], None]:
         def work() -> None:
-            model.zero_grad()
-            loss = masked_lm_loss(model(*batch[:2]), batch[2])
+            loss = loss_of(leaves, batch)
             loss.backward()
             losses[name] = loss.item()
 
         return work
 
-    row = in_turn(rounds, pass_of("plain", plain, batch), pass_of("compiled", compiled, batch))
+    row = in_turn(rounds, pass_of("plain", loss_of), pass_of("compiled", torch.compile(loss_of, dynamic=False)))
     if abs(losses["plain"] - losses["compiled"]) > 1e-4 * losses["plain"]:
         raise RuntimeError(f"the compiled model does not compute the same: {losses}")
     return row

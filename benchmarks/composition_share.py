@@ -1,4 +1,4 @@
-"""What composing costs beside the rest of a micro-batch, forward and backward: what composing once per step can save.
+"""What composing costs beside one micro-batch, forward and backward.
 
     python benchmarks/composition_share.py --form narrowed --windows 8 60 120 --json FILE
 
@@ -20,14 +20,16 @@ if not __package__:
 
 import torch
 
-from benchmarks.steps import Setting, close_gates, composed_once, make_batches, masked_lm_loss, random_bert
-from pipeline.compaction.fold import kept_indices
+from benchmarks.steps import Setting, close_gates, compose, make_batches, random_bert, send_back
+from pipeline.compaction.fold import open_indices
 from pipeline.compaction.model import CompactedBert
 from pipeline.cost import TRAINING, Batch, Variant, composition_macs, step_macs
 from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.files import write_atomically
 from pipeline.launch import positive_int
+from pipeline.models.encoder import encode
+from pipeline.models.loss import masked_lm_loss
 from pipeline.records import markdown_table
 from pipeline.shapes import BertShape, resolve_target
 
@@ -44,7 +46,7 @@ def build(form: Variant) -> CompactedBert:
     model = CompactedBert(random_bert(setting.teacher, "cpu"), setting.student, "dim")
     if form == "narrowed":
         close_gates(model)
-        model.narrow(kept_indices(model))
+        model.narrow(open_indices(model.gates))
     return model
 
 
@@ -59,10 +61,11 @@ def time_one(model: CompactedBert, setting: Setting) -> tuple[float, float]:
     """Processor seconds of one composition and of the rest of a micro-batch."""
     (batch,) = make_batches(setting)
     began = time.process_time()
-    with composed_once(model):
-        composed = time.process_time()
-        masked_lm_loss(model(*batch[:2]), batch[2]).backward()
-        done = time.process_time()
+    tensors, leaves = compose(model)
+    composed = time.process_time()
+    masked_lm_loss(encode(leaves, model.form, *batch[:2]), batch[2])[0].backward()
+    done = time.process_time()
+    send_back(tensors, leaves)
     ended = time.process_time()
     model.zero_grad()
     return composed - began + ended - done, done - composed

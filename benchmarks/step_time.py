@@ -15,9 +15,12 @@ predicted. Dropout is 0.
 
 Rows: `teacher` and `student` are plain masked-LM training; `chained` is WID as published; `composed` is WID before
 and `narrowed` after the gates have closed; `kd` is logit distillation and `minilm` MiniLMv2, both into the student.
-With several micro-batches in a step, `composed_once` and `narrowed_once` compose at its start instead of in every
-micro-batch. With --compile, masked-LM rows come a second time through torch.compile; one that compiles again while it
-is timed ends the benchmark.
+WID composes once in a step, before its micro-batches. With --compile, masked-LM rows come a second time through
+torch.compile (the micro-batches, not the composition); one that compiles again while it is timed ends the benchmark.
+
+With --beside CHECKOUT, the rows of another checkout of this repository take turns with these: before each timed step
+one of the same row there, in a process of its own. FILE has their seconds too, and the table has a column more: how
+many times as fast as there a row is, the median of pairs, with the range of the pairs.
 
 Columns: tokens/s is the median over rounds (in the file also all times). `times faster than chained` and `times the
 student's step` are medians of paired ratios: each is between two steps of one round, so they need not be those of the
@@ -37,7 +40,8 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import asdict, replace
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +50,7 @@ if not __package__:
 
 import torch
 
+from benchmarks.beside import Beside
 from benchmarks.steps import PRECISIONS, Row, Setting, build_models, make_batches, make_rows, measure, ratios
 from pipeline.cost import VARIANTS, Batch, step_macs, trained_parameters
 from pipeline.environment import measured, require_compiler
@@ -78,6 +83,7 @@ def parse_arguments() -> argparse.Namespace:
         "--variants", nargs="+", choices=VARIANTS, default=VARIANTS, metavar="ROW", help="all by default"
     )
     parser.add_argument("--compile", action="store_true", help="rows through torch.compile as well")
+    parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout to take turns with")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the results go")
     return parser.parse_args()
 
@@ -98,6 +104,8 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
         )
     if arguments.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no GPU here")
+    if arguments.beside and not (arguments.beside / "benchmarks" / "step_time.py").is_file():
+        raise UserError(f"--beside {arguments.beside}: that is no checkout of this repository")
     if arguments.compile:
         require_compiler("--compile", arguments.device)
     teacher = BertShape(
@@ -110,16 +118,17 @@ def read_setting(arguments: argparse.Namespace) -> Setting:
     )
     student = resolve_target(teacher, "dim", hidden=arguments.target_hidden)
     windows, micro_batches = arguments.tokens // seq_len, arguments.tokens // micro_tokens
-    batch = Batch(windows, seq_len, predicted_positions(seq_len, 0.15), micro_batches)
-    return Setting(teacher, student, batch, arguments.device, arguments.precision)
+    batch = Batch(windows, seq_len, predicted_positions(seq_len, 0.15))
+    return Setting(teacher, student, batch, arguments.device, arguments.precision, micro_batches)
 
 
-def summarise(setting: Setting, rows: dict[str, Row], peak: float) -> dict[str, dict[str, Any]]:
-    """What the file says of every row."""
+def summarise(
+    setting: Setting, rows: dict[str, Row], peak: float, beside: dict[str, list[float]]
+) -> dict[str, dict[str, Any]]:
+    """What the file says of every row; `beside` are the seconds of another checkout, by row."""
     summary: dict[str, dict[str, Any]] = {}
+    batch = setting.batch
     for name, row in rows.items():
-        once = name.endswith("_once")
-        batch = replace(setting.batch, micro_batches=1) if once else setting.batch
         macs = step_macs(row.variant, setting.teacher, setting.student, batch)
         seconds = statistics.median(row.seconds)
         faster = ratios(rows["chained"], row) if "chained" in rows else None
@@ -136,6 +145,11 @@ def summarise(setting: Setting, rows: dict[str, Row], peak: float) -> dict[str, 
             "trained_parameters": trained_parameters(row.variant, setting.teacher, setting.student),
             "seconds": row.seconds,
         }
+        if name in beside:
+            pairs = [there / here for there, here in zip(beside[name], row.seconds, strict=True)]
+            summary[name]["beside_seconds"] = beside[name]
+            summary[name]["times_as_fast_as_beside"] = statistics.median(pairs)
+            summary[name]["times_as_fast_as_beside_range"] = [min(pairs), max(pairs)]
     return summary
 
 
@@ -147,6 +161,8 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
 
     header = ["step", "tokens/s", "slowest to fastest", "times faster than chained"]
     header += ["times the student's step", "least to most", "counted", "peak GB", "utilisation"]
+    compared = any("beside_seconds" in row for row in summary.values())
+    header += ["times as fast as beside"] * compared
     lines = []
     for name, row in summary.items():
         low, high = row["tokens_per_s_range"]
@@ -154,8 +170,25 @@ def table(summary: dict[str, dict[str, Any]]) -> str:
         cells += [ratio(row["times_faster_than_chained"]), ratio(row["times_student_step"])]
         cells.append(" to ".join(map(ratio, row["times_student_step_range"] or ())))
         cells.append(ratio(row["macs_per_step"] / summary["student"]["macs_per_step"]) if "student" in summary else "")
-        lines.append([name, *cells, f"{row['peak_bytes'] / 1e9:.2f}", f"{100 * row['utilisation']:.0f} %"])
+        cells += [f"{row['peak_bytes'] / 1e9:.2f}", f"{100 * row['utilisation']:.0f} %"]
+        if "beside_seconds" in row:
+            least, most = map(ratio, row["times_as_fast_as_beside_range"])
+            cells.append(f"{ratio(row['times_as_fast_as_beside'])} ({least} to {most})")
+        else:
+            cells += [""] * compared
+        lines.append([name, *cells])
     return markdown_table(header, lines)
+
+
+def without(options: list[str], *names: str) -> list[str]:
+    """A command line without some options and their values."""
+    left, words = [], iter(options)
+    for word in words:
+        if word in names:
+            next(words, None)
+        elif not word.startswith(tuple(f"{name}=" for name in names)):
+            left.append(word)
+    return left
 
 
 def main() -> int:
@@ -165,18 +198,20 @@ def main() -> int:
     batches = make_batches(setting)
     check = tuple(tensor[:4] for tensor in batches[0])
     rows = make_rows(setting, build_models(setting, check), arguments.variants, arguments.compile)
-    peak = measure(setting, rows, batches, arguments.rounds)
-    summary = summarise(setting, rows, peak)
+    options = without(sys.argv[1:], "--beside", "--json")
+    with Beside(arguments.beside, options) if arguments.beside else nullcontext() as beside:
+        peak = measure(setting, rows, batches, arguments.rounds, *([beside.step] if beside else []))
+    summary = summarise(setting, rows, peak, beside.seconds if beside else {})
     print(f"teacher: {setting.teacher}")
     print(f"student: {setting.student}")
     print(
-        f"{setting.batch.tokens:,} tokens per step in {setting.batch.micro_batches} micro-batches of sequences of ",
-        end="",
+        f"{setting.batch.tokens:,} tokens per step in {setting.micro_batches} micro-batches of sequences of "
+        f"{setting.batch.seq_len}, {setting.precision}, matrix peak {peak / 1e12:.3g} TFLOP/s"
     )
-    print(f"{setting.batch.seq_len}, {setting.precision}, matrix peak {peak / 1e12:.3g} TFLOP/s")
     print(table(summary))
     if arguments.json:
         head |= {"threads": torch.get_num_threads(), "setting": asdict(setting), "matrix_peak_flops": peak}
+        head |= {"beside": beside.commit} if beside else {}
         write_atomically(arguments.json, (json.dumps({**head, "rows": summary}, indent=1) + "\n").encode())
     return EXIT_DONE
 

@@ -1,6 +1,7 @@
 """The steps that `step_time.py` and `scaling.py` measure: models of a shape, their optimizers, a row for each form.
 
-Models have random weights and no dropout; batches are random tokens, masked by the project's own masking.
+Models have random weights and no dropout; batches are random tokens, masked by the project's own masking. As in
+training, WID composes once in a step, and all its micro-batches run on what came out.
 """
 
 import contextlib
@@ -14,22 +15,23 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch._dynamo
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
 from pipeline.baselines.chained import ChainedBert
 from pipeline.baselines.distillation import distillation_loss
 from pipeline.baselines.minilm import minilm_loss
-from pipeline.compaction.fold import kept_indices
-from pipeline.compaction.layers import CompactedEmbeddings, CompactedLinear
+from pipeline.building import BERT_BASE_HIDDEN, BERT_BASE_RANGE
+from pipeline.compaction.fold import open_indices
 from pipeline.compaction.model import CompactedBert, is_compactor
 from pipeline.compaction.selection import choose, random_scores
 from pipeline.cost import Batch, Variant
 from pipeline.data.masking import Vocabulary, mask_windows
 from pipeline.engine.optimizer import build_optimizer, parameter_groups
 from pipeline.errors import UserError
-from pipeline.models import BERT_BASE_HIDDEN, BERT_BASE_RANGE, PlainBert
+from pipeline.models.encoder import Bert, Form, Tensors, encode
+from pipeline.models.loss import masked_lm_loss
+from pipeline.models.plain import PlainBert
 from pipeline.shapes import BertShape
 
 LEARNING_RATE = 1e-6
@@ -42,17 +44,20 @@ DISTILLED: tuple[Variant, ...] = ("kd", "minilm")
 
 MicroBatch = tuple[Tensor, Tensor, Tensor]
 """input_ids (batch, tokens), positions (batch, k), labels (batch, k)."""
+LossOf = Callable[[Tensors, MicroBatch], Tensor]
+"""The loss of a micro-batch, from the tensors that learn."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, on what."""
+    """What is measured, on what; each step in so many micro-batches."""
 
     teacher: BertShape
     student: BertShape
     batch: Batch
     device: str
     precision: str
+    micro_batches: int = 1
 
     def synchronise(self) -> None:
         if self.device == "cuda":
@@ -69,7 +74,7 @@ def make_batches(setting: Setting) -> list[MicroBatch]:
     windows = np.arange(batch.windows)
     masked = mask_windows(tokens, windows, np.zeros_like(windows), vocabulary, seed=1)
     arrays = (masked.input_ids, masked.positions, masked.labels)
-    parts = (torch.from_numpy(a).to(setting.device).chunk(batch.micro_batches) for a in arrays)
+    parts = (torch.from_numpy(a).to(setting.device).chunk(setting.micro_batches) for a in arrays)
     return list(zip(*parts, strict=True))
 
 
@@ -100,10 +105,11 @@ def randomise_compactors(model: CompactedBert) -> None:
 
 def close_gates(model: CompactedBert) -> None:
     """Retire random dimensions, as many as the target asks for, at once."""
-    for name, gate in model.gates.items():
-        gone = torch.zeros(gate.group.size, dtype=torch.bool)
-        gone[choose(model.groups[name], random_scores(gate.group, 1, seed=1), gone, 1, 1)] = True
-        gate.set((~gone).float(), gone)
+    gates = model.gates
+    gone = torch.zeros(len(gates.value), dtype=torch.bool)
+    for name, part in gates.split(gone).items():
+        part[choose(gates.groups[name], random_scores(gates.groups[name], 1, seed=1), part, 1, 1)] = True
+    gates.set((~gone).float(), gone)
 
 
 def build_models(setting: Setting, check: MicroBatch) -> dict[str, nn.Module]:
@@ -111,23 +117,27 @@ def build_models(setting: Setting, check: MicroBatch) -> dict[str, nn.Module]:
     torch.manual_seed(1)
     teacher, student = (random_bert(shape, setting.device) for shape in (setting.teacher, setting.student))
     composed = CompactedBert(copy.deepcopy(teacher), setting.student, "dim").to(setting.device)
-    composed.move_gates(setting.device)
+    composed.gates.move_to(setting.device)
     randomise_compactors(composed)
     chained = ChainedBert(composed)
     check_equal("chained and composed", chained, composed, check)
     closed = copy.deepcopy(composed)
     close_gates(closed)
     narrowed = copy.deepcopy(closed)
-    narrowed.narrow(kept_indices(closed))
+    narrowed.narrow(open_indices(closed.gates))
     check_equal("composed with closed gates and narrowed", closed, narrowed, check)
     models = {"teacher": PlainBert(teacher), "student": PlainBert(student)}
     models |= {"chained": chained, "composed": composed, "narrowed": narrowed}
     return {name: model.to(PRECISIONS[setting.precision]) for name, model in models.items()}
 
 
-def masked_lm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy in fp32 of logits (batch, k, vocab) and labels (batch, k), as in training."""
-    return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
+def logits_of(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """MLM logits (batch, k, vocab) of a model in any form."""
+    if isinstance(model, ChainedBert):
+        logits: Tensor = model(*batch[:2])
+        return logits
+    assert isinstance(model, (PlainBert, CompactedBert))
+    return encode(model(), model.form, *batch[:2])
 
 
 @torch.no_grad()
@@ -136,11 +146,10 @@ def check_equal(what: str, one: nn.Module, other: nn.Module, check: MicroBatch) 
 
     The logits are compared, not only the loss: that of random weights is log(vocabulary) whatever the encoder does.
     """
-    input_ids, positions, labels = check
-    ours, theirs = one(input_ids, positions), other(input_ids, positions)
+    ours, theirs = logits_of(one, check), logits_of(other, check)
     spread = float(ours.std())
     worst = float((ours - theirs).abs().max())
-    losses = [float(masked_lm_loss(logits, labels)) for logits in (ours, theirs)]
+    losses = [float(masked_lm_loss(logits, check[2])[0]) for logits in (ours, theirs)]
     # Written so that NaN fails.
     if not (spread > 0 and worst <= TOLERANCE * spread and abs(losses[0] - losses[1]) <= TOLERANCE):
         raise UserError(
@@ -165,12 +174,17 @@ class Optimizer:
     @torch.no_grad()
     def step(self) -> None:
         """Update from the gradients and drop them."""
-        pairs = [(m, p) for m, p in zip(self.masters, self.parameters, strict=True) if m is not p]
-        for master, parameter in pairs:
-            master.grad = None if parameter.grad is None else parameter.grad.float()
+        pairs = zip(self.masters, self.parameters, strict=True)
+        learnt = [(m, p) for m, p in pairs if m is not p and p.grad is not None]
+        masters, parameters = [m for m, _ in learnt], [p for _, p in learnt]
+        for master in masters:
+            master.grad = torch.empty_like(master)
+        if learnt:
+            torch._foreach_copy_([m.grad for m in masters], [p.grad for p in parameters])
         self.adamw.step()
-        for master, parameter in pairs:
-            parameter.copy_(master)
+        if learnt:
+            torch._foreach_copy_(parameters, masters)
+        for parameter in parameters:
             parameter.grad = None
         self.adamw.zero_grad()
 
@@ -181,25 +195,50 @@ class Optimizer:
         return sum(tensor.nbytes for tensor in (*state, *masters))
 
 
-@contextlib.contextmanager
-def composed_once(model: CompactedBert) -> Iterator[None]:
-    """Compose every matrix now, for all micro-batches inside, and send their summed gradients back at the end.
+def compose(model: nn.Module) -> tuple[Tensors, Tensors]:
+    """What WID composes, and leaf tensors that hold it, on which micro-batches run; their gradients add up there.
 
-    The micro-batches see leaf tensors, whose gradients add up in the model's precision.
+    The tensors of any other model are its parameters, and nothing is composed.
     """
-    whole: list[Tensor] = []
-    leaves: list[Tensor] = []
-    modules = [m for m in model.modules() if isinstance(m, (CompactedLinear, CompactedEmbeddings))]
-    for module in modules:
-        tensors = module.composed()
-        stand_ins = tuple(t.detach().requires_grad_() for t in tensors)
-        module.composed = lambda stand_ins=stand_ins: stand_ins  # type: ignore[method-assign, assignment]
-        whole += tensors
-        leaves += stand_ins
-    yield
-    for module in modules:
-        del module.composed
-    torch.autograd.backward(whole, [leaf.grad for leaf in leaves])
+    if not isinstance(model, CompactedBert):
+        return {}, dict(model.named_parameters())
+    composed: Tensors = model()
+    return composed, {name: t.detach().requires_grad_(t.requires_grad) for name, t in composed.items()}
+
+
+def send_back(composed: Tensors, leaves: Tensors) -> None:
+    """Go backward through the composition from the gradients of the leaves."""
+    learnt = [name for name in composed if leaves[name].grad is not None]
+    torch.autograd.backward([composed[name] for name in learnt], [leaves[name].grad for name in learnt])
+
+
+def forward_and_backward(model: nn.Module, loss_of: LossOf, batches: list[MicroBatch]) -> None:
+    """Leave the gradients of the mean loss over all micro-batches in the model's parameters."""
+    composed, leaves = compose(model)
+    for batch in batches:
+        (loss_of(leaves, batch) / len(batches)).backward()
+    if composed:
+        send_back(composed, leaves)
+
+
+def loss_of_variant(variant: Variant, model: nn.Module, teacher: PlainBert | None = None) -> LossOf:
+    """What a row trains on; the distilled ones need the teacher."""
+    if isinstance(model, ChainedBert):
+        return lambda _, batch: masked_lm_loss(model(*batch[:2]), batch[2])[0]
+    assert isinstance(model, (PlainBert, CompactedBert))
+    form: Form = model.form
+    if variant not in DISTILLED:
+        return lambda tensors, batch: masked_lm_loss(encode(tensors, form, *batch[:2]), batch[2])[0]
+    assert teacher
+    known, known_form = dict(teacher.named_parameters()), teacher.form
+
+    def distilled(tensors: Tensors, batch: MicroBatch) -> Tensor:
+        student, taught = Bert(tensors, form), Bert(known, known_form)
+        if variant == "kd":
+            return distillation_loss(student, taught, *batch[:2])
+        return minilm_loss(student, taught, batch[0], known_form.heads)
+
+    return distilled
 
 
 @dataclass
@@ -223,20 +262,18 @@ def make_rows(
     setting: Setting, models: dict[str, nn.Module], variants: Sequence[Variant], compiled: bool = False
 ) -> dict[str, Row]:
     """The rows of the table, in its order."""
-    relation_heads = setting.teacher.heads
-    teacher, student = models["teacher"], models["student"]
-    assert isinstance(teacher, PlainBert) and isinstance(student, PlainBert)
+    teacher = models["teacher"]
+    assert isinstance(teacher, PlainBert)
     optimizers = {name: Optimizer(model) for name, model in models.items() if name in variants or name == "student"}
 
-    def row(variant: Variant, loss: Callable[..., Tensor], once: bool = False) -> Row:
+    def row(variant: Variant, through: Callable[[LossOf], LossOf] = lambda loss_of: loss_of) -> Row:
         name = "student" if variant in DISTILLED else variant
         model, optimizer = models[name], optimizers[name]
         modules = (model, teacher) if variant in DISTILLED else (model,)
+        loss_of = through(loss_of_variant(variant, model, teacher))
 
         def step(batches: list[MicroBatch]) -> None:
-            with composed_once(model) if once else contextlib.nullcontext():
-                for batch in batches:
-                    (loss(*batch) / len(batches)).backward()
+            forward_and_backward(model, loss_of, batches)
             optimizer.step()
 
         def held() -> int:
@@ -244,25 +281,29 @@ def make_rows(
 
         return Row(variant, step, held)
 
-    def masked_lm(model: nn.Module) -> Callable[..., Tensor]:
-        return lambda ids, positions, labels: masked_lm_loss(model(ids, positions), labels)
-
-    losses: dict[Variant, Callable[..., Tensor]] = {
-        "kd": lambda ids, positions, labels: distillation_loss(student, teacher, ids, positions),
-        "minilm": lambda ids, positions, labels: minilm_loss(student, teacher, ids, relation_heads),
-    }
     rows: dict[str, Row] = {}
     for variant in variants:
-        rows[variant] = row(variant, losses.get(variant) or masked_lm(models[variant]))
-        if setting.batch.micro_batches > 1 and variant in ("composed", "narrowed"):
-            rows[f"{variant}_once"] = row(variant, masked_lm(models[variant]), once=True)
+        rows[variant] = row(variant)
         if compiled and variant not in (*DISTILLED, "chained"):
-            rows[f"{variant}_compiled"] = row(variant, masked_lm(torch.compile(models[variant])))
+            rows[f"{variant}_compiled"] = row(variant, torch.compile)
     return rows
 
 
-def measure(setting: Setting, rows: dict[str, Row], batches: list[MicroBatch], rounds: int) -> float:
+def measure(
+    setting: Setting,
+    rows: dict[str, Row],
+    batches: list[MicroBatch],
+    rounds: int,
+    before_step: Callable[[str], None] = lambda name: None,
+) -> float:
     """Warm up, then fill in the memory and times of every row.
+
+    Args:
+        setting: what the rows were made for.
+        rows: see `make_rows`.
+        batches: the micro-batches of a step.
+        rounds: timed steps of every row.
+        before_step: called with the name of the row before each of them.
 
     Returns:
         The matrix peak, in floating-point operations per second.
@@ -276,7 +317,8 @@ def measure(setting: Setting, rows: dict[str, Row], batches: list[MicroBatch], r
     with torch._dynamo.config.patch(error_on_recompile=True):  # compiled steps must have settled by now
         for _ in range(rounds):
             peak = max(peak, matrix_rate(setting))
-            for row in rows.values():
+            for name, row in rows.items():
+                before_step(name)
                 row.seconds.append(seconds_of(setting, lambda row=row: row.step(batches)))
     return peak
 

@@ -5,7 +5,7 @@ bound by memory: softmax, LayerNorm, GELU, the loss over the vocabulary, and Ada
 parameter. A backward pass costs twice its forward pass: one product for the gradient of each operand.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -27,14 +27,12 @@ class Batch:
     Attributes:
         windows: sequences.
         seq_len: tokens of each.
-        predicted: positions of each that the MLM head and the loss see.
-        micro_batches: in how many parts; WID composes its matrices once in each.
+        predicted: positions of each that the last FFN, the MLM head and the loss see.
     """
 
     windows: int
     seq_len: int
     predicted: int
-    micro_batches: int = 1
 
     @property
     def tokens(self) -> int:
@@ -52,7 +50,17 @@ def linear_layers(shape: BertShape) -> Iterator[tuple[int, int]]:
 
 
 def encoder_macs(shape: BertShape, batch: Batch) -> int:
-    """Forward pass of the layers: projections, and scores and weighted sums of attention."""
+    """Forward pass of the layers: projections, and scores and weighted sums of attention.
+
+    What follows attention in the last layer is computed at the predicted positions alone.
+    """
+    h, i = shape.hidden, shape.intermediate
+    passed_over = batch.windows * (batch.seq_len - batch.predicted)
+    return _whole_encoder_macs(shape, batch) - passed_over * (h * h + 2 * h * i)
+
+
+def _whole_encoder_macs(shape: BertShape, batch: Batch) -> int:
+    """The same at all positions."""
     return batch.windows * shape.encoder_flops(batch.seq_len) // 2
 
 
@@ -73,8 +81,19 @@ def compactor_macs(shape: BertShape, batch: Batch) -> int:
     return batch.tokens * per_token + predicted * (out * out + into * into + shape.hidden**2)
 
 
+def composes_rows_first(whole: Sequence[int], kept: Sequence[int]) -> bool:
+    """Whether R (W L) takes fewer multiply-accumulates than (R W) L.
+
+    Args:
+        whole: (out, in) of W.
+        kept: how many of each are left.
+    """
+    (out, into), (kept_out, kept_in) = whole, kept
+    return out * kept_in * (into + kept_out) < into * kept_out * (out + kept_in)
+
+
 def composition_macs(teacher: BertShape, kept: BertShape) -> int:
-    """Forward pass of one composition R W L of every matrix, in the cheaper order, and of the embedding tables.
+    """Forward pass of one composition: R W L of every matrix in the cheaper order, R b, and the embedding tables.
 
     Args:
         teacher: the shape whose matrices are composed.
@@ -82,9 +101,13 @@ def composition_macs(teacher: BertShape, kept: BertShape) -> int:
     """
     rows = teacher.vocab_size + teacher.positions + teacher.segments
     total = rows * teacher.hidden * kept.hidden
-    for (out, into), (kept_out, kept_in) in zip(linear_layers(teacher), linear_layers(kept), strict=True):
-        rows_first, columns_first = out * kept_in * (into + kept_out), into * kept_out * (out + kept_in)
-        total += min(rows_first, columns_first)
+    for whole, left in zip(linear_layers(teacher), linear_layers(kept), strict=True):
+        (out, into), (kept_out, kept_in) = whole, left
+        if composes_rows_first(whole, left):
+            total += out * kept_in * (into + kept_out)
+        else:
+            total += into * kept_out * (out + kept_in)
+        total += kept_out * out
     return total
 
 
@@ -92,11 +115,15 @@ def minilm_macs(shape: BertShape, batch: Batch) -> int:
     """Forward pass up to the queries, keys and values of the last layer, and their three relations."""
     h, i, n = shape.hidden, shape.intermediate, batch.seq_len
     behind = batch.tokens * (h * h + 2 * h * i + 2 * n * h)
-    return encoder_macs(shape, batch) - behind + 3 * batch.tokens * n * h
+    return _whole_encoder_macs(shape, batch) - behind + 3 * batch.tokens * n * h
 
 
 def step_macs(variant: Variant, teacher: BertShape, student: BertShape, batch: Batch) -> int:
-    """Multiply-accumulates of one optimizer step on one rank, forward and backward, without recomputation."""
+    """Multiply-accumulates of one optimizer step on one rank, forward and backward, without recomputation.
+
+    WID composes once in a step, in however many micro-batches it comes. In its published form, chained, it computes
+    the last layer at all positions like the others.
+    """
 
     def plain(shape: BertShape) -> int:
         return encoder_macs(shape, batch) + head_macs(shape, batch)
@@ -104,11 +131,12 @@ def step_macs(variant: Variant, teacher: BertShape, student: BertShape, batch: B
     if variant == "teacher":
         return TRAINING * plain(teacher)
     if variant == "chained":
-        return TRAINING * (plain(teacher) + compactor_macs(teacher, batch))
+        whole = _whole_encoder_macs(teacher, batch) + head_macs(teacher, batch)
+        return TRAINING * (whole + compactor_macs(teacher, batch))
     if variant == "composed":
-        return TRAINING * (plain(teacher) + batch.micro_batches * composition_macs(teacher, teacher))
+        return TRAINING * (plain(teacher) + composition_macs(teacher, teacher))
     if variant == "narrowed":
-        return TRAINING * (plain(student) + batch.micro_batches * composition_macs(teacher, student))
+        return TRAINING * (plain(student) + composition_macs(teacher, student))
     if variant == "student":
         return TRAINING * plain(student)
     if variant == "kd":
@@ -139,18 +167,19 @@ def trained_parameters(variant: Variant, teacher: BertShape, student: BertShape)
     return plain_parameters(teacher) + compactors - norms * 2 * (teacher.hidden - kept.hidden)
 
 
-def sent_elements(parameters: int, stage: int, ranks: int, micro_batches: int = 1) -> float:
+def sent_elements(parameters: int, stage: int, ranks: int) -> float:
     """Numbers that each rank sends per optimizer step under a ZeRO stage, with bandwidth-optimal (ring) collectives.
+
+    Micro-batches make no difference: DeepSpeed sees one backward pass in a step, that of the composition.
 
     With P parameters and N ranks a reduce-scatter or an all-gather is P (N - 1)/N and an all-reduce twice that
     (Patarasuk and Yuan 2009). Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter
     Models", section 7: stage 0 all-reduces the gradients, 2 P; stages 1 and 2 could scatter them and gather the new
     parameters, 2 P again; stage 3 gathers parameters for the forward and for the backward pass and scatters gradients,
     3 P. DeepSpeed's stages 1 and 2 all-reduce the gradients as well unless `use_multi_rank_bucket_allreduce` is off,
-    hence 3 P. Stage 2 keeps no whole gradient and does so in every micro-batch; so does stage 3 with all it sends.
+    hence 3 P.
     """
-    passes = {0: 2, 1: 3, 2: 2 * micro_batches + 1, 3: 3 * micro_batches}[stage]
-    return passes * parameters * (ranks - 1) / ranks
+    return (2 if stage == 0 else 3) * parameters * (ranks - 1) / ranks
 
 
 @dataclass(frozen=True)

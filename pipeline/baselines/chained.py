@@ -4,72 +4,90 @@ The same function as `pipeline.compaction` computes with composed matrices, at 5
 and layer in place of 12 d^2. It is here to be measured and to check the composed form, not to train with.
 """
 
-import copy
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.compaction.layers import CompactedLinear
-from pipeline.compaction.model import CompactedBert, take_positions
+from pipeline.compaction.model import CompactedBert, is_compactor
+from pipeline.compaction.stacks import STACKS, Stack
+from pipeline.models.encoder import take_positions
+
+Linear = tuple[Tensor, Tensor, Tensor, Tensor]
+"""Row compactor L, weight W, bias b, column compactor R of a linear layer."""
 
 
-def whole_compactor(delta: Tensor) -> nn.Parameter:
-    """identity + delta (d, d), the way the published code stores a compactor."""
-    return nn.Parameter(delta.detach() + torch.eye(len(delta), dtype=delta.dtype, device=delta.device))
+def chain(linear: Linear, inputs: Tensor) -> Tensor:
+    """y = R (W (L x) + b), one product after the other."""
+    row_compactor, weight, bias, column_compactor = linear
+    return F.linear(F.linear(F.linear(inputs, row_compactor), weight, bias), column_compactor)
 
 
-class ChainedLinear(nn.Module):
-    """y = R (W (L x) + b), one product after the other.
-
-    Attributes:
-        row_compactor: L (in, in).
-        column_compactor: R (out, out).
-    """
-
-    def __init__(self, linear: CompactedLinear) -> None:
-        super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-        self.row_compactor = whole_compactor(linear.row_delta)
-        self.column_compactor = whole_compactor(linear.column_delta)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        hidden = F.linear(F.linear(inputs, self.row_compactor), self.weight, self.bias)
-        return F.linear(hidden, self.column_compactor)
+def chained_name(name: str) -> str:
+    """The chained model's name of a parameter of the compacted one."""
+    return name.removesuffix("delta") + "compactor" if is_compactor(name) else name
 
 
 class ChainedBert(nn.Module):
-    """The chained form of a `CompactedBert` whose gates are all open; a copy, nothing is shared.
+    """The chained form of a `CompactedBert` whose gates are all open, without dropout; a copy, nothing is shared.
+
+    Its parameters are those of the `CompactedBert`, but that compactors are stored whole: identity + delta, the way the
+    published code does. Every LayerNorm, linear layer and compactor is written out here, so that a fault in the encoder
+    shows, and all layers are computed at all positions.
 
     The tied decoder reads E R_e^T; here the hidden states are multiplied by R_e^T and then by E.
     """
 
     def __init__(self, compacted: CompactedBert) -> None:
         super().__init__()
-        assert all(gate.all_open for gate in compacted.gates.values()) and not compacted.narrowed
-        model = copy.deepcopy(compacted)
-        embeddings = model.embeddings
-        self.word, self.position, self.segment = embeddings.word, embeddings.position, embeddings.segment
-        self.embedding_compactor = whole_compactor(embeddings.column_delta)
-        self.norm, self.dropout = embeddings.norm, embeddings.dropout
-        self.layers = model.layers
-        for layer in self.layers:
-            heads = layer.attention.self
-            heads.query, heads.key, heads.value = (ChainedLinear(m) for m in (heads.query, heads.key, heads.value))
-            for module in (layer.attention.output, layer.intermediate, layer.output):
-                module.dense = ChainedLinear(module.dense)
-        self.transform = ChainedLinear(model.transform)
-        self.transform_activation, self.transform_norm = model.transform_activation, model.transform_norm
-        self.decoder = model.decoder
+        assert compacted.gates.all_open and not compacted.narrowed
+        self.config, self.form = compacted.config, compacted.form
+        for name, parameter in compacted.named_parameters():
+            value = parameter.detach().clone()
+            if is_compactor(name):
+                value.diagonal(dim1=-2, dim2=-1).add_(1)
+            self.register_parameter(chained_name(name), nn.Parameter(value))
 
     def forward(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """(batch, tokens), (batch, k) -> MLM logits (batch, k, vocab); everywhere without `positions`."""
-        summed = F.embedding(input_ids, self.word) + self.position[: input_ids.shape[1]] + self.segment[0]
-        hidden = self.dropout(self.norm(F.linear(summed, self.embedding_compactor)))
-        for layer in self.layers:
-            hidden = layer(hidden)
+        word, position, segment = self.get_parameter("tables").split(self.form.tables)
+        compactor = self.get_parameter("tables_column_compactor")
+        summed = F.embedding(input_ids, word) + position[: input_ids.shape[1]] + segment[0]
+        norms = self._norms("norm")
+        qkv, attention_out, ffn_in, ffn_out, transform = (self._linears(stack) for stack in STACKS)
+        hidden = self._norm(F.linear(summed, compactor), next(norms))
+        for layer in range(self.config.num_hidden_layers):
+            gathered = self._attend(qkv[3 * layer : 3 * layer + 3], hidden)
+            hidden = self._norm(hidden + chain(attention_out[layer], gathered), next(norms))
+            inner = self.form.activation(chain(ffn_in[layer], hidden))
+            hidden = self._norm(hidden + chain(ffn_out[layer], inner), next(norms))
         if positions is not None:
             hidden = take_positions(hidden, positions)
-        hidden = self.transform_norm(self.transform_activation(self.transform(hidden)))
-        return self.decoder(F.linear(hidden, self.embedding_compactor.T), self.word)
+        hidden = self._norm(self.form.activation(chain(transform[0], hidden)), next(self._norms("transform_norm")))
+        return F.linear(F.linear(hidden, compactor.T), word, self.get_parameter("decoder_bias"))
+
+    def _linears(self, stack: Stack) -> list[Linear]:
+        """The linear layers of a stack; Q, K and V of a layer follow one another."""
+        rows, columns = (self.get_parameter(f"{stack.name}_{side}_compactor") for side in ("row", "column"))
+        weight = self.get_parameter(stack.name).view(len(rows), columns.shape[2], -1)
+        bias = self.get_parameter(f"{stack.name}_bias").view(len(rows), -1)
+        return list(zip(rows.unbind(), weight.unbind(), bias.unbind(), columns.unbind(), strict=True))
+
+    def _attend(self, qkv: list[Linear], hidden: Tensor) -> Tensor:
+        """What the heads of a layer gather: (batch, tokens, d) -> (batch, tokens, d)."""
+        projections = (chain(linear, hidden) for linear in qkv)
+        query, key, value = (part.unflatten(-1, (self.form.heads, -1)).transpose(1, 2) for part in projections)
+        if self.form.fused_attention:
+            gathered = F.scaled_dot_product_attention(query, key, value, scale=self.form.score_scale)
+        else:
+            gathered = torch.softmax(query @ key.mT * self.form.score_scale, dim=-1) @ value
+        return gathered.transpose(1, 2).flatten(2)
+
+    def _norms(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gain and bias of each LayerNorm."""
+        gain, bias = (torch.atleast_2d(self.get_parameter(f"{name}_{kind}")) for kind in ("gain", "bias"))
+        return zip(gain.unbind(), bias.unbind(), strict=True)
+
+    def _norm(self, hidden: Tensor, gain_and_bias: tuple[Tensor, Tensor]) -> Tensor:
+        return F.layer_norm(hidden, hidden.shape[-1:], *gain_and_bias, self.form.epsilon)

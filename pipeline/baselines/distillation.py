@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.models import PlainBert
+from pipeline.models.encoder import Bert
 
 
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -24,7 +24,7 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
 
 
 def distillation_loss(
-    student: PlainBert, teacher: PlainBert, input_ids: Tensor, positions: Tensor, temperature: float = 2.0
+    student: Bert, teacher: Bert, input_ids: Tensor, positions: Tensor, temperature: float = 2.0
 ) -> Tensor:
     """The loss of a step: teacher forward without gradient, student forward, both with the whole MLM head.
 
@@ -36,5 +36,5 @@ def distillation_loss(
         temperature: T > 0.
     """
     with torch.no_grad():
-        target = teacher(input_ids, positions)
-    return soft_target_loss(student(input_ids, positions), target, temperature)
+        target = teacher.predict(teacher.before_last(input_ids), positions)
+    return soft_target_loss(student.predict(student.before_last(input_ids), positions), target, temperature)

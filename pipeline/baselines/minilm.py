@@ -8,24 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.models import PlainBert
+from pipeline.models.encoder import Bert
 
 Projections = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values of one layer, heads side by side: each (batch, tokens, hidden)."""
 
 
-def last_projections(model: PlainBert, input_ids: Tensor) -> Projections:
+def last_projections(model: Bert, input_ids: Tensor) -> Projections:
     """Queries, keys and values of the last layer for token ids (batch, tokens).
 
     Nothing behind them is computed: no loss of this method would reach it.
     """
-    bert = model.bert.bert
-    hidden = bert.embeddings(input_ids=input_ids)
-    *layers, last = bert.encoder.layer
-    for layer in layers:
-        hidden = layer(hidden)
-    heads = last.attention.self
-    return heads.query(hidden), heads.key(hidden), heads.value(hidden)
+    projections = model.projections(model.layers - 1, model.before_last(input_ids))
+    query, key, value = projections.flatten(3).unbind(2)
+    return query, key, value
 
 
 def log_relation(vectors: Tensor, relation_heads: int) -> Tensor:
@@ -62,7 +58,7 @@ def relation_loss(student: Projections, teacher: Projections, relation_heads: in
     return torch.stack(losses).sum()
 
 
-def minilm_loss(student: PlainBert, teacher: PlainBert, input_ids: Tensor, relation_heads: int) -> Tensor:
+def minilm_loss(student: Bert, teacher: Bert, input_ids: Tensor, relation_heads: int) -> Tensor:
     """The loss of a step on token ids (batch, tokens): teacher forward without gradient, student encoder, no head."""
     with torch.no_grad():
         target = last_projections(teacher, input_ids)

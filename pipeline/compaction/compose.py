@@ -7,19 +7,13 @@ Written as weight + changes: in bf16 every product is rounded relative to the ch
 rounded once. Indices say which dimensions are left once a group is narrowed, for each layer of the stack its own.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pipeline.cost import composes_rows_first
 from pipeline.models.precision import accumulation_dtype
-
-
-def composes_rows_first(whole: Sequence[int], kept: Sequence[int]) -> bool:
-    """Whether W L comes before R (W L) for a W of (out, in) = `whole` of which `kept` (kept out, kept in) are left."""
-    (out, into), (kept_out, kept_in) = whole, kept
-    return out * kept_in * (into + kept_out) < into * kept_out * (out + kept_in)
 
 
 def select(stack: Tensor, index: Tensor | None, dim: int) -> Tensor:
@@ -108,36 +102,36 @@ class _Compose(torch.autograd.Function):
             middle = left + change
             last = torch.bmm(middle, row_delta)
             rest, dim = kept_in, 2
-        total = select(left, rest, dim).to(accumulation_dtype(weight.dtype), copy=True)
-        total += select(change, rest, dim)
-        total += last
+        total = select(left, rest, dim).to(accumulation_dtype(weight.dtype)) + select(change, rest, dim)
+        composed = torch.add(total, last, out=torch.empty_like(last))
         ctx.rows_first, ctx.kept_in, ctx.kept_out = rows_first, kept_in, kept_out
         ctx.save_for_backward(weight, row_delta, column_delta, middle)
-        return total.to(weight.dtype)
+        return composed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         weight, row_delta, column_delta, middle = ctx.saved_tensors
         gradient = gradients[0]
-        right = _with_identity(row_delta, ctx.kept_in, 2)
-        left = _with_identity(column_delta, ctx.kept_out, 1)
         if ctx.rows_first:  # middle = W L
-            back = torch.bmm(left.mT, gradient)
+            back = _transposed_left(column_delta, gradient, ctx.kept_out)
             by_column, by_row = torch.bmm(gradient, middle.mT), torch.bmm(weight.mT, back)
-            by_weight = torch.bmm(back, right.mT)
+            by_weight = _transposed_right(back, row_delta, ctx.kept_in)
         else:  # middle = R W
-            back = torch.bmm(gradient, right.mT)
+            back = _transposed_right(gradient, row_delta, ctx.kept_in)
             by_column, by_row = torch.bmm(back, weight.mT), torch.bmm(middle.mT, gradient)
-            by_weight = torch.bmm(left.mT, back)
+            by_weight = _transposed_left(column_delta, back, ctx.kept_out)
         return by_weight, by_row, by_column, None, None
 
 
-def _with_identity(delta: Tensor, index: Tensor | None, dim: int) -> Tensor:
-    """delta + the kept rows (dim 1) or columns (dim 2) of the identity, in delta's own type: for gradients alone."""
-    whole = delta.clone()
-    if index is None:
-        whole.diagonal(dim1=1, dim2=2).add_(1)
-        return whole
-    places = index[:, :, None] if dim == 1 else index[:, None, :]
-    # A kept row k has its 1 in column index[k], a kept column in row index[k].
-    return whole.scatter_add_(3 - dim, places, whole.new_ones(1).expand(places.shape))
+def _transposed_left(delta: Tensor, right: Tensor, kept: Tensor | None) -> Tensor:
+    """(I[kept] + delta).T @ right: (n, kept, size), (n, kept, columns) -> (n, size, columns)."""
+    if kept is None:
+        return torch.baddbmm(right, delta.mT, right)
+    return torch.bmm(delta.mT, right).scatter_add_(1, kept[:, :, None].expand_as(right), right)
+
+
+def _transposed_right(left: Tensor, delta: Tensor, kept: Tensor | None) -> Tensor:
+    """left @ (I[:, kept] + delta).T: (n, rows, kept), (n, size, kept) -> (n, rows, size)."""
+    if kept is None:
+        return torch.baddbmm(left, left, delta.mT)
+    return torch.bmm(left, delta.mT).scatter_add_(2, kept[:, None, :].expand_as(left), left)

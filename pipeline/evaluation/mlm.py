@@ -107,8 +107,8 @@ def measure(model: "BertForMaskedLM", heldout: "HeldOutData", title: str) -> tup
     import torch
     import torch.nn.functional as F
 
-    from pipeline.compaction.model import take_positions
     from pipeline.evaluation.encoder import device
+    from pipeline.models.encoder import take_positions
 
     model = model.to(device()).eval()
     loss, right, total, windows = 0.0, 0, 0, 0

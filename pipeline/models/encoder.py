@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.models.norm import layer_norm
+from pipeline.models.norm import LayerNorms
 
 SHAPES = {
     "tables": "(vocabulary + positions + segments, d)",
@@ -83,13 +83,14 @@ class Bert:
         self.dropout = form.dropout if training else 0.0
         self.attention_dropout = form.attention_dropout if training else 0.0
         self.word, self.position, self.segment = tensors["tables"].split(form.tables)
-        self.gate = tensors.get(GATE)
         names = ("qkv", "attention_out", "ffn_in", "ffn_out", "transform")
         self.linear = {
             name: tuple(zip(tensors[name].unbind(), tensors[f"{name}_bias"].unbind(), strict=True)) for name in names
         }
-        self.norms = tuple(zip(tensors["norm_gain"].unbind(), tensors["norm_bias"].unbind(), strict=True))
-        self.transform_norm = tensors["transform_norm_gain"], tensors["transform_norm_bias"]
+        gains, biases = (
+            torch.cat([tensors[f"norm_{kind}"], tensors[f"transform_norm_{kind}"][None]]) for kind in ("gain", "bias")
+        )
+        self.norm = LayerNorms(gains, biases, form.epsilon, tensors.get(GATE))
         self.decoder_bias = tensors["decoder_bias"]
         self.layers = len(self.linear["qkv"])
 
@@ -97,7 +98,8 @@ class Bert:
         """Token ids (batch, tokens) -> (batch, tokens, d)."""
         segments = self.segment[0] if segment_ids is None else F.embedding(segment_ids, self.segment)
         places = self.position[: input_ids.shape[1]] + segments
-        return self._drop(self._norm(F.embedding(input_ids, self.word) + places, self.norms[0]))
+        words = F.embedding(input_ids, self.word)
+        return self._drop(self.norm(0, words, places.expand_as(words)))
 
     def layer(self, number: int, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """(batch, tokens, d) -> (batch, tokens, d)."""
@@ -110,7 +112,8 @@ class Bert:
 
     def attend(self, number: int, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """What the heads of a layer gather: (batch, tokens, d) -> (batch, tokens, a)."""
-        query, key, value = self.projections(number, hidden).permute(2, 0, 3, 1, 4).unbind(0)
+        # In this order the gradients of the three are written below one another at once.
+        query, key, value = (part.transpose(1, 2) for part in self.projections(number, hidden).unbind(2))
         scale = self.form.score_scale
         if self.form.fused_attention:
             gathered = F.scaled_dot_product_attention(query, key, value, mask, self.attention_dropout, scale=scale)
@@ -119,6 +122,13 @@ class Bert:
             weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
             gathered = F.dropout(weights, self.attention_dropout, self.attention_dropout > 0) @ value
         return gathered.transpose(1, 2).flatten(2)
+
+    def before_last(self, input_ids: Tensor, segment_ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """What the last layer sees: token ids (batch, tokens) -> (batch, tokens, d)."""
+        hidden = self.embed(input_ids, segment_ids)
+        for number in range(self.layers - 1):
+            hidden = self.layer(number, hidden, mask)
+        return hidden
 
     def predict(self, hidden: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The last layer and the MLM head: (batch, tokens, d) -> logits (batch, k, vocabulary).
@@ -134,17 +144,14 @@ class Bert:
             gathered, hidden = take_positions(gathered, positions), take_positions(hidden, positions)
         hidden = self._after_attention(last, gathered, hidden)
         hidden = self.form.activation(F.linear(hidden, *self.linear["transform"][0]))
-        return F.linear(self._norm(hidden, self.transform_norm), self.word, self.decoder_bias)
+        return F.linear(self.norm(2 * self.layers + 1, hidden), self.word, self.decoder_bias)
 
     def _after_attention(self, number: int, gathered: Tensor, hidden: Tensor) -> Tensor:
         attended = self._drop(F.linear(gathered, *self.linear["attention_out"][number]))
-        hidden = self._norm(attended + hidden, self.norms[2 * number + 1])
+        hidden = self.norm(2 * number + 1, attended, hidden)
         inner = self.form.activation(F.linear(hidden, *self.linear["ffn_in"][number]))
         outer = self._drop(F.linear(inner, *self.linear["ffn_out"][number]))
-        return self._norm(outer + hidden, self.norms[2 * number + 2])
-
-    def _norm(self, hidden: Tensor, gain_and_bias: tuple[Tensor, Tensor]) -> Tensor:
-        return layer_norm(hidden, *gain_and_bias, self.form.epsilon, self.gate)
+        return self.norm(2 * number + 2, outer, hidden)
 
     def _drop(self, hidden: Tensor) -> Tensor:
         return F.dropout(hidden, self.dropout) if self.dropout else hidden
@@ -174,11 +181,8 @@ def encode(
         (batch, k, vocabulary), or (batch, tokens, vocabulary) without `positions`.
     """
     bert = Bert(tensors, form, training)
-    hidden = bert.embed(input_ids, segment_ids)
-    mask = document_mask(documents, hidden.dtype)
-    for number in range(bert.layers - 1):
-        hidden = bert.layer(number, hidden, mask)
-    return bert.predict(hidden, positions, mask)
+    mask = document_mask(documents, bert.word.dtype)
+    return bert.predict(bert.before_last(input_ids, segment_ids, mask), positions, mask)
 
 
 def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:

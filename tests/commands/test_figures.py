@@ -185,13 +185,20 @@ def test_checkpoints_take_what_was_measured():
 
 
 def test_what_the_advice_counts():
-    def ratio(windows: int, micro_batches: int = 1) -> float:
-        batch = Batch(windows, 128, 19, micro_batches)
+    def ratio(windows: int) -> float:
+        batch = Batch(windows, 128, 19)
         return step_macs("narrowed", TEACHER, STUDENT, batch) / step_macs("student", TEACHER, STUDENT, batch)
 
     text = document("docs/cost.md")
-    assert f"in one micro-batch is {ratio(960):.2f} times" in text
-    assert f"In 120 micro-batches of 8 sequences it is {ratio(960, 120):.1f} times" in text
+    sizes = [(BertShape(2, 768, 12, 3072, 30522), BertShape(2, 192, 12, 768, 30522), Batch(128, 128, 19))]
+    sizes.append((TEACHER, STUDENT, Batch(480, 128, 19)))
+    now = {
+        form: [step_macs(form, t, s, b) / step_macs("student", t, s, b) for t, s, b in sizes]
+        for form in ("composed", "narrowed")
+    }
+    said = [" and ".join(f"{ratio:.2f}" for ratio in ratios) for ratios in now.values()]
+    assert f"the column would be {said[0]} for composed, and {said[1]} for narrowed" in text
+    assert f"a narrowed step is {ratio(960):.2f} times the student's step" in text
     assert f"{ratio(960 // 8):.2f} times the student's on 8 ranks and {ratio(960 // 64):.1f} times on 64" in text
     held = {name: trained_parameters(name, TEACHER, STUDENT) for name in ("composed", "narrowed", "student")}
     millions = {name: round(count / 1e6) for name, count in held.items()}
@@ -204,15 +211,16 @@ def test_what_the_advice_counts():
 
 def test_what_the_formulas_come_to():
     batch = Batch(960, 128, 19)
+    composing = {"composed": composition_macs(TEACHER, TEACHER), "narrowed": composition_macs(TEACHER, STUDENT)}
     millions = {
-        name: step_macs(name, TEACHER, STUDENT, Batch(960, 128, 19, 0)) / 3 / batch.tokens / 1e6
+        name: (step_macs(name, TEACHER, STUDENT, batch) / 3 - composing.get(name, 0)) / batch.tokens / 1e6
         for name in ("chained", "composed", "narrowed")
     }
     text = document("docs/method.md")
     assert f"chained {millions['chained']:.0f}, composed {millions['composed']:.0f}" in text
     assert f"narrowed {millions['narrowed']:.1f}." in text
-    wide, narrow = (round(composition_macs(TEACHER, kept) / 1e6) for kept in (TEACHER, STUDENT))
-    assert f"({wide:,} and {narrow:,} per micro-batch)" in text
+    wide, narrow = (round(macs / 1e6) for macs in composing.values())
+    assert f"({wide:,} and {narrow:,} per step)" in text
 
 
 def links(path: Path) -> list[str]:

@@ -18,6 +18,7 @@ from benchmarks import scaling, step_time, steps
 from pipeline.cost import VARIANTS, Batch, step_macs
 from pipeline.environment import require_compiler, shell_form
 from pipeline.errors import UserError
+from pipeline.models.loss import masked_lm_loss
 from pipeline.shapes import BertShape
 
 SMALL = ["--device", "cpu", "--layers", "1", "--hidden", "24", "--heads", "3", "--vocab-size", "50", "--seq-len", "16"]
@@ -32,7 +33,7 @@ def run(*options: str) -> subprocess.CompletedProcess:
 
 def setting(precision: str = "fp32") -> steps.Setting:
     teacher, student = BertShape(2, 24, 3, 96, 50), BertShape(2, 12, 3, 48, 50)
-    return steps.Setting(teacher, student, Batch(8, 16, 2, micro_batches=2), "cpu", precision)
+    return steps.Setting(teacher, student, Batch(8, 16, 2), "cpu", precision, micro_batches=2)
 
 
 def models(of: steps.Setting) -> dict[str, torch.nn.Module]:
@@ -41,24 +42,28 @@ def models(of: steps.Setting) -> dict[str, torch.nn.Module]:
 
 def test_one_run_gives_every_row_with_ratios_within_the_run(tmp_path):
     path = tmp_path / "out.json"
-    done = run("--tokens", "256", "--micro-tokens", "128", "--json", str(path))
+    beside = ("--beside", str(ROOT))
+    done = run("--tokens", "256", "--micro-tokens", "128", *beside, "--json", str(path))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     results = json.loads(path.read_text())
     assert results.keys() >= {"machine", "versions", "commit", "not_measured", "setting", "matrix_peak_flops", "rows"}
-    options = "--tokens 256 --micro-tokens 128 --json $DATA/out.json"
+    options = "--tokens 256 --micro-tokens 128 --beside . --json $DATA/out.json"
     assert results["command"] == f"python benchmarks/step_time.py {' '.join(SMALL)} {options}"
     assert str(tmp_path) not in path.read_text()
     assert results["environment"].items() >= {"OMP_NUM_THREADS": "1", "MALLOC_TOP_PAD_": "65536"}.items()
     assert "PATH" not in results["environment"]
     assert 0 <= time.time() - time.mktime(time.strptime(results["date"], "%Y-%m-%d")) < 48 * 3600
     rows = results["rows"]
-    assert rows.keys() == {*VARIANTS, "composed_once", "narrowed_once"}
+    assert rows.keys() == set(VARIANTS)
+    assert results["beside"] == results["commit"]
     for name, row in rows.items():
         assert len(row["seconds"]) == 2 and name in done.stdout
         assert row["tokens_per_s_range"][0] <= row["tokens_per_s"] <= row["tokens_per_s_range"][1]
         assert row["peak_bytes"] > 12 * rows["student"]["trained_parameters"]  # parameters and moments
         assert row["utilisation"] > 0
+        pairs = [there / here for there, here in zip(row["beside_seconds"], row["seconds"], strict=True)]
+        assert row["times_as_fast_as_beside_range"] == [min(pairs), max(pairs)] and len(pairs) == 2
     assert rows["chained"]["times_faster_than_chained"] == rows["student"]["times_student_step"] == 1.0
     seconds = zip(rows["chained"]["seconds"], rows["narrowed"]["seconds"], strict=True)
     each = [chained / narrowed for chained, narrowed in seconds]
@@ -68,14 +73,13 @@ def test_one_run_gives_every_row_with_ratios_within_the_run(tmp_path):
     ]
     assert rows["narrowed"]["times_student_step_range"] == pytest.approx(sorted(against))
     assert rows["narrowed"]["times_student_step"] == pytest.approx(sum(against) / 2)
-    assert rows["narrowed_once"]["macs_per_step"] < rows["narrowed"]["macs_per_step"]
 
 
 def test_the_table_shows_the_range_of_the_ratio_beside_its_median_and_what_was_counted():
     of = setting()
     seconds = {"student": [1.0, 2.0, 4.0], "narrowed": [3.0, 4.0, 4.0]}
     rows = {name: steps.Row(name, print, int, seconds=seconds[name]) for name in seconds}
-    summary = step_time.summarise(of, rows, peak=1e9)
+    summary = step_time.summarise(of, rows, peak=1e9, beside={})
     # Paired within rounds: 3, 2 and 1; of the medians 4 and 2 it would be 2 as well, of the others not.
     assert summary["narrowed"]["times_student_step"] == 2 and summary["narrowed"]["times_student_step_range"] == [1, 3]
     macs = [step_macs(name, of.teacher, of.student, of.batch) for name in ("narrowed", "student")]
@@ -86,7 +90,7 @@ def test_the_table_shows_the_range_of_the_ratio_beside_its_median_and_what_was_c
     shown = dict(zip(header, narrowed, strict=True))
     assert shown["times the student's step"] == "2.00" and shown["least to most"] == "1.00 to 3.00"
     assert shown["counted"] == f"{macs[0] / macs[1]:.2f}" and shown["times faster than chained"] == ""
-    alone = step_time.summarise(of, {"narrowed": rows["narrowed"]}, peak=1e9)
+    alone = step_time.summarise(of, {"narrowed": rows["narrowed"]}, peak=1e9, beside={})
     assert alone["narrowed"]["times_student_step_range"] is None
     cells = [cell.strip() for cell in step_time.table(alone).splitlines()[2].strip("|").split("|")]
     assert cells[3:7] == [""] * 4  # no ratios where there is no student and no chained
@@ -96,7 +100,7 @@ def test_rows_can_be_left_out_and_steps_run_in_bf16():
     of = setting("bf16")
     batches = steps.make_batches(of)
     rows = steps.make_rows(of, models(of), ("narrowed", "kd"))
-    assert rows.keys() == {"narrowed", "narrowed_once", "kd"}
+    assert rows.keys() == {"narrowed", "kd"}
     assert steps.measure(of, rows, batches, rounds=1) > 0
     assert all(len(row.seconds) == 1 and row.peak > row.held() > 0 for row in rows.values())
 
@@ -182,7 +186,7 @@ def test_forms_that_differ_are_not_timed(form):
     steps.check_equal("twins", built[form], other, check)
     with torch.no_grad():
         name = "row_compactor" if form == "chained" else "row_delta"
-        getattr(other.layers[0].intermediate.dense, name)[3, 3].add_(0.05)
+        other.get_parameter(f"ffn_in_{name}")[0, 3, 3].add_(0.05)
     with pytest.raises(UserError, match="nothing was timed"):
         steps.check_equal("strangers", built[form], other, check)
 
@@ -191,20 +195,14 @@ def test_forms_that_differ_are_not_timed(form):
 def test_composing_once_gives_the_gradients_of_composing_in_every_micro_batch(form):
     of = setting()
     model, batches = models(of)[form].double(), steps.make_batches(of)
-    plain = [steps.masked_lm_loss(model(ids, positions), labels) for ids, positions, labels in batches]
-    sum(plain).backward()
+    plain = [masked_lm_loss(steps.logits_of(model, batch), batch[2])[0] for batch in batches]
+    (sum(plain) / len(plain)).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    with steps.composed_once(model):
-        for ids, positions, labels in batches:
-            steps.masked_lm_loss(model(ids, positions), labels).backward()
+    loss_of = steps.loss_of_variant(form, model)
+    steps.forward_and_backward(model, loss_of, batches)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-5, atol=1e-7, msg=name)
-    # And composes itself again afterwards.
-    with torch.no_grad():
-        model.embeddings.column_delta[3].add_(0.5)
-    ids, positions, labels = batches[0]
-    assert abs(steps.masked_lm_loss(model(ids, positions), labels) - plain[0]) > 1e-4
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-10, atol=1e-12, msg=name)
 
 
 def test_bf16_steps_add_up_in_the_master_weights():

@@ -5,32 +5,41 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from pipeline.baselines.chained import ChainedBert
+from pipeline.baselines.chained import ChainedBert, chained_name
 from pipeline.baselines.distillation import distillation_loss, soft_target_loss
 from pipeline.baselines.minilm import last_projections, log_relation, minilm_loss, relation_loss
-from pipeline.models import PlainBert
-from tests.support.models import compacted, random_teacher, randomise_compactors, token_batch
+from pipeline.compaction.fold import open_indices
+from pipeline.compaction.model import is_compactor
+from pipeline.models.encoder import Bert, encode
+from pipeline.models.loss import masked_lm_loss
+from pipeline.models.plain import PlainBert
+from tests.support.models import close_random_gates, compacted, random_teacher, randomise_compactors, token_batch
 
 
-def chained_name(name):
-    """The chained model's name of a parameter of the compacted one."""
-    if name.startswith("embeddings."):
-        name = name.removeprefix("embeddings.").replace("column_delta", "embedding_compactor")
-    return name.replace("_delta", "_compactor")
+def batch(seed):
+    return (
+        token_batch(seed=seed),
+        token_batch(vocab=16, tokens=5, seed=seed + 1),
+        token_batch(tokens=5, seed=seed + 2),
+    )
+
+
+def composed_loss(model, seed):
+    ids, positions, labels = batch(seed)
+    return masked_lm_loss(encode(model(), model.form, ids, positions), labels)[0]
 
 
 @pytest.mark.parametrize("layers,hidden,heads,seed", [(1, 12, 2, 0), (2, 24, 3, 1), (3, 20, 5, 2)])
-def test_chained_has_the_loss_and_gradients_of_composed(layers, hidden, heads, seed):
+@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
+def test_chained_has_the_loss_and_gradients_of_composed(layers, hidden, heads, seed, kernel):
     teacher = random_teacher(layers, hidden, heads, seed=seed)
+    teacher.set_attn_implementation(kernel)
     composed = compacted(teacher, heads * 2, 2, "dim").double()
     randomise_compactors(composed, seed=seed)
     chained = ChainedBert(composed)
-    ids = token_batch(seed=seed)
-    positions = token_batch(vocab=16, tokens=5, seed=seed + 1)
-    labels = token_batch(tokens=5, seed=seed + 2)
-    losses = [F.cross_entropy(m(ids, positions).flatten(0, 1), labels.flatten()) for m in (composed, chained)]
+    ids, positions, labels = batch(seed)
+    losses = [composed_loss(composed, seed), masked_lm_loss(chained(ids, positions), labels)[0]]
     for loss in losses:
         loss.backward()
     assert abs(losses[0].item() - losses[1].item()) <= 1e-11
@@ -42,15 +51,36 @@ def test_chained_has_the_loss_and_gradients_of_composed(layers, hidden, heads, s
         assert float(got.abs().max()) > 0, name
 
 
+@pytest.mark.parametrize("layers,hidden,heads,seed", [(1, 12, 2, 0), (2, 24, 3, 1), (3, 20, 5, 2)])
+def test_narrowed_has_the_loss_and_gradients_of_closed(layers, hidden, heads, seed):
+    closed = compacted(random_teacher(layers, hidden, heads, seed=seed), heads * 2, 2, "dim").double()
+    randomise_compactors(closed, seed=seed)
+    narrowed = copy.deepcopy(closed)
+    for model in (closed, narrowed):
+        close_random_gates(model, seed=seed)
+    kept = open_indices(narrowed.gates)
+    narrowed.narrow(kept)
+    losses = [composed_loss(model, seed) for model in (closed, narrowed)]
+    for loss in losses:
+        loss.backward()
+    assert abs(losses[0].item() - losses[1].item()) <= 1e-10
+    sides = {side.name: side for side in closed.sides()}
+    for name, parameter in narrowed.named_parameters():
+        whole = closed.get_parameter(name).grad
+        expected = closed.cut(sides[name], whole, kept) if name in sides else whole
+        assert float((parameter.grad - expected).abs().max()) <= 1e-10, name
+        assert float(expected.abs().max()) > 0, name
+
+
 def test_chained_is_a_copy_with_whole_compactors():
     composed = compacted(random_teacher(1), 15, 5, "dim").double()
     randomise_compactors(composed)
     chained = ChainedBert(composed)
-    query, ours = chained.layers[0].attention.self.query, composed.layers[0].attention.self.query
-    assert torch.equal(query.row_compactor, ours.row_delta + torch.eye(24))
+    assert torch.equal(chained.qkv_row_compactor[1], composed.qkv_row_delta[1] + torch.eye(24))
+    assert sum(map(is_compactor, dict(composed.named_parameters()))) == 11
     with torch.no_grad():
-        chained.word.zero_()
-    assert composed.embeddings.word.count_nonzero() > 0
+        chained.tables.zero_()
+    assert composed.tables.count_nonzero() > 0
 
 
 def kl(p, q):
@@ -90,23 +120,25 @@ def pair(layers=2, seed=0):
     return student.double(), teacher.double()
 
 
+def running(model):
+    return Bert(model(), model.form)
+
+
 def test_distillation_trains_the_student_alone_on_the_predicted_positions():
     student, teacher = pair()
     ids, positions = token_batch(), token_batch(vocab=16, tokens=3, seed=8)
-    distillation_loss(student, teacher, ids, positions, temperature=1.5).backward()
-    got = {name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None}
+    distillation_loss(running(student), running(teacher), ids, positions, temperature=1.5).backward()
+    got = {name: p.grad.clone() for name, p in student.named_parameters()}
     assert all(p.grad is None for p in teacher.parameters())
 
     student.zero_grad()
     rows = torch.arange(len(ids))[:, None]
-    ours = student.bert(input_ids=ids).logits[rows, positions]
-    theirs = teacher.bert(input_ids=ids).logits[rows, positions].detach()
-    target, log_student = (theirs / 1.5).softmax(-1), (ours / 1.5).log_softmax(-1)
+    ours, theirs = (encode(model(), model.form, ids)[rows, positions] for model in (student, teacher))
+    target, log_student = (theirs.detach() / 1.5).softmax(-1), (ours / 1.5).log_softmax(-1)
     cross_entropy = -(target * log_student).sum(-1).mean() * 1.5**2  # KL but for a constant
     cross_entropy.backward()
     for name, parameter in student.named_parameters():
-        if parameter.grad is not None:
-            torch.testing.assert_close(got[name], parameter.grad, rtol=0, atol=1e-11)
+        torch.testing.assert_close(got[name], parameter.grad, rtol=0, atol=1e-11)
     assert any(float(g.abs().max()) > 1e-3 for g in got.values())
 
 
@@ -144,25 +176,25 @@ def test_relation_loss_is_the_sum_it_says_for_unequal_widths(relation_heads):
 @pytest.mark.parametrize("layers", [1, 3])
 def test_projections_are_those_inside_the_last_layer(layers):
     student, _ = pair(layers)
-    seen = {}
-    heads = student.bert.bert.encoder.layer[-1].attention.self
+    seen, bert = {}, student.bert()
+    heads = bert.bert.encoder.layer[-1].attention.self
     for name in ("query", "key", "value"):
         getattr(heads, name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
-    student.bert(input_ids=token_batch())
-    expected = [seen[name] for name in ("query", "key", "value")]
-    for got, want in zip(last_projections(student, token_batch()), expected, strict=True):
-        assert torch.equal(got, want)
+    bert(input_ids=token_batch())
+    for got, name in zip(last_projections(running(student), token_batch()), ("query", "key", "value"), strict=True):
+        torch.testing.assert_close(got, seen[name], rtol=0, atol=1e-12)
 
 
 def test_minilm_is_zero_for_equal_models_and_trains_the_student_below_its_last_projections():
     student, teacher = pair()
     twin = copy.deepcopy(teacher)
-    assert minilm_loss(twin, teacher, token_batch(), 4).item() == pytest.approx(0, abs=1e-14)
-    loss = minilm_loss(student, teacher, token_batch(), 4)
+    assert minilm_loss(running(twin), running(teacher), token_batch(), 4).item() == pytest.approx(0, abs=1e-14)
+    loss = minilm_loss(running(student), running(teacher), token_batch(), 4)
     loss.backward()
     assert loss.item() > 1e-3
     assert all(p.grad is None for p in teacher.parameters())
-    trained = {name for name, p in student.named_parameters() if p.grad is not None and float(p.grad.abs().max()) > 0}
-    assert "bert.bert.embeddings.word_embeddings.weight" in trained
-    assert "bert.bert.encoder.layer.1.attention.self.value.weight" in trained
-    assert not any("cls." in name or "layer.1.output" in name for name in trained)
+    trained = {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+    assert float(trained["tables"].abs().max()) > 0 and float(trained["qkv"][1].abs().max()) > 0
+    for name in ("attention_out", "ffn_in", "ffn_out"):
+        assert float(trained[name][0].abs().max()) > 0 and not trained[name][1].any(), name
+    assert not any(name.startswith(("transform", "decoder")) and gradient.any() for name, gradient in trained.items())

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.compaction.compose import compose, compose_bias, compose_tables, composes_rows_first
+from pipeline.compaction.compose import compose, compose_bias, compose_tables
 from pipeline.compaction.model import CompactedBert
+from pipeline.cost import composes_rows_first
 from tests.support.models import (
     close_random_gates,
     compacted,

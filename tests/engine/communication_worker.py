@@ -1,12 +1,11 @@
 """What DeepSpeed's own log of communication says one rank sends in an optimizer step, at every ZeRO stage.
 
-    torchrun --nproc_per_node 2 tests/engine/communication_worker.py MICRO_BATCHES
+    torchrun --nproc_per_node 2 tests/engine/communication_worker.py
 
 Rank 0 prints a JSON object per stage, in fp32.
 """
 
 import json
-import sys
 
 import deepspeed
 import deepspeed.comm.comm as communication
@@ -19,14 +18,13 @@ STEPS = 2
 WHOLE = {"all_reduce": 2.0, "reduce_scatter_tensor": 1.0}
 
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # needs a compiler
-micro_batches = int(sys.argv[1])
 torch.set_num_threads(1)
 deepspeed.init_distributed("gloo")
 rank, ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 def optimizer_steps(engine) -> None:
-    for _ in range(STEPS * micro_batches):
+    for _ in range(STEPS):
         loss = engine(torch.randn(4, 64)).square().mean()
         engine.backward(loss)
         engine.step()
@@ -37,7 +35,6 @@ for stage in range(4):
     parameters = sum(p.numel() for p in module.parameters())
     config = {
         "train_micro_batch_size_per_gpu": 4,
-        "gradient_accumulation_steps": micro_batches,
         # Small models would otherwise stay gathered at stage 3.
         "zero_optimization": {
             "stage": stage,

@@ -4,9 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pipeline.models.norm import layer_norm
+from pipeline.models.norm import LayerNorms
 
 EPSILON = 1e-5
+
+
+def layer_norm(inputs, gain, bias, epsilon, gate=None):
+    """One norm alone, of a sum as it is used in a layer."""
+    return LayerNorms(gain[None], bias[None], epsilon, gate)(0, inputs / 2, inputs / 2)
 
 
 def by_formula(inputs, gain, bias, gate):
@@ -70,3 +75,19 @@ def test_half_precision_sums_in_fp32():
     assert [g.dtype for g in got] == [torch.bfloat16] * 3 + [torch.float32]
     for one, other in zip(got, expected, strict=True):
         assert float((one.double() - other).norm() / other.norm()) < 0.01
+
+
+def test_norms_one_after_the_other_share_the_gate():
+    (inputs, *_, gate), (residual, *_) = random_case(11, 2), random_case(11, 3)
+    gains, biases = torch.randn(2, 3, 11, dtype=torch.float64)
+    leaves = [tensor.requires_grad_() for tensor in (inputs, residual, gains, biases, gate)]
+    norms = LayerNorms(gains, biases, EPSILON, gate)
+    ours = norms(2, norms(1, norms(0, inputs, residual), residual)[:, :2])
+    hidden = by_formula(inputs + residual, gains[0], biases[0], gate)
+    hidden = by_formula(hidden + residual, gains[1], biases[1], gate)
+    theirs = by_formula(hidden[:, :2], gains[2], biases[2], gate)
+    direction = torch.randn_like(ours)
+    for got, expected in zip(
+        torch.autograd.grad(ours, leaves, direction), torch.autograd.grad(theirs, leaves, direction), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10 * float(expected.abs().max()))
