@@ -1,6 +1,5 @@
 """The models a run can train: a teacher with its compactors, a teacher as it is, or a new BERT."""
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,8 @@ from pipeline.compaction.model import CompactedBert
 from pipeline.config import Recipe, TargetConfig
 from pipeline.data.cooccurrence import TokenStatistics, ppmi_embeddings
 from pipeline.errors import UserError
+from pipeline.models.huggingface import shape_of
+from pipeline.models.plain import PlainBert
 from pipeline.shapes import BertShape
 from pipeline.teacher_files import head_warmup_fault, resolve_student
 from pipeline.teachers import attention_kernel, fit_vocabulary, load_teacher
@@ -20,24 +21,6 @@ from pipeline.teachers import attention_kernel, fit_vocabulary, load_teacher
 DEFAULT_POSITIONS = 512
 BERT_BASE_HIDDEN, BERT_BASE_RANGE = 768, 0.02
 """BERT's standard deviation of initial weights is right for its width; other widths are scaled to equal outputs."""
-
-
-class PlainBert(nn.Module):
-    """An ordinary BERT with the interface of `CompactedBert`: logits where they are wanted."""
-
-    def __init__(self, bert: BertForMaskedLM) -> None:
-        super().__init__()
-        self.bert = bert
-        self.config = bert.config
-
-    def forward(self, input_ids: Tensor, positions: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """(batch, tokens), (batch, k) -> logits (batch, k, vocab); everywhere without `positions`.
-
-        Tokens attend to those of their own of the `documents` (batch, tokens) only, if these are given.
-        """
-        mask = document_mask(documents, self.bert.dtype)
-        hidden = self.bert.bert(input_ids=input_ids, attention_mask=mask).last_hidden_state
-        return self.bert.cls(hidden if positions is None else take_positions(hidden, positions))
 
 
 @dataclass
@@ -95,11 +78,10 @@ def describe_model(recipe: Recipe, module: PlainBert | CompactedBert) -> list[st
 @torch.no_grad()
 def start_from_counts(module: PlainBert, statistics: TokenStatistics) -> None:
     """Set the word embeddings to PPMI factors and the decoder bias to the log frequencies of the training text."""
-    bert = module.bert
-    word = bert.bert.embeddings.word_embeddings.weight
-    word.copy_(ppmi_embeddings(statistics, word.shape[1], scale=bert.config.initializer_range))
+    word = module.get_parameter("tables")[: module.config.vocab_size]
+    word.copy_(ppmi_embeddings(statistics, word.shape[1], scale=module.config.initializer_range))
     share = torch.from_numpy(statistics.frequencies / statistics.frequencies.sum())
-    bert.cls.predictions.decoder.bias.copy_(share.log())
+    module.get_parameter("decoder_bias").copy_(share.log())
 
 
 def rebuild_model(recipe: Recipe, bert_config: dict[str, Any]) -> PlainBert | CompactedBert:
@@ -179,8 +161,3 @@ def _scratch_shape(target: TargetConfig, vocab_size: int, positions: int) -> Ber
             f"not {target.hidden}"
         )
     return shape(target.hidden // head_size)
-
-
-def save_config(config: BertConfig) -> dict[str, Any]:
-    """A configuration as plain JSON values, for a checkpoint."""
-    return json.loads(config.to_json_string(use_diff=False))

@@ -126,6 +126,8 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         return value
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
+        if value is False and "off" in options:  # as YAML reads it
+            value = "off"
         if value not in options:
             raise UserError(f"{where}: {key} must be one of {', '.join(options)}, not {value!r}")
         return value

@@ -76,6 +76,7 @@ class Gates:
         self.groups = dict(groups)
         self.kept: dict[Kind, Tensor] = {}
         self._lay_out({name: group.size for name, group in groups.items()})
+        self._whole_places = self.places
 
     def _lay_out(self, sizes: dict[str, int], device: torch.device | str = "cpu") -> None:
         """All open, in a new buffer."""
@@ -113,6 +114,11 @@ class Gates:
     def split(self, flat: Tensor) -> dict[str, Tensor]:
         """A tensor like `value` as views by group."""
         return {name: flat[self.places[name]] for name in self.groups}
+
+    def whole(self, dtype: torch.dtype, fill: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """A new tensor like `value` at full width, narrowed or not, and views of it by group."""
+        flat = torch.full((sum(group.size for group in self.groups.values()),), fill, dtype=dtype)
+        return flat, {name: flat[self._whole_places[name]] for name in self.groups}
 
     def move_to(self, device: torch.device | str) -> None:
         self.value = self.value.detach().to(device).requires_grad_(self.value.requires_grad)

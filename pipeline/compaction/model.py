@@ -68,9 +68,10 @@ class CompactedBert(nn.Module):
         sizes: dict[Kind, int] = {group.kind: group.size for group in self.gates.groups.values()}
         for stack in STACKS:
             for side, size in (("row", sizes[stack.reads]), ("column", sizes[stack.writes])):
-                delta = torch.zeros(stack.count(self.shape.layers), size, size)
+                delta = self.get_parameter("tables").new_zeros(stack.count(self.shape.layers), size, size)
                 self.register_parameter(f"{stack.name}_{side}_delta", nn.Parameter(delta))
-        self.tables_column_delta = nn.Parameter(torch.zeros(sizes["residual"], sizes["residual"]))
+        delta = self.get_parameter("tables").new_zeros(sizes["residual"], sizes["residual"])
+        self.tables_column_delta = nn.Parameter(delta)
 
     def forward(self) -> dict[str, Tensor]:
         """The tensors of `encoder.SHAPES`, gates applied, and the residual gate where it is not open.

@@ -29,7 +29,7 @@ class Schedule:
     The record is all the state there is: gates are a function of it and of the step.
 
     Args:
-        gates: not narrowed.
+        gates: whose values are set; not once they are narrowed.
         compactor_lr: the recipe's peak `train.compactor_lr`, the time scale of decay `penalty`.
     """
 
@@ -38,8 +38,7 @@ class Schedule:
         self.gates = gates
         self.compactor_lr = compactor_lr
         # All groups in one buffer, like the gates; a view for each.
-        self._selected_at = torch.full((len(gates.value),), -1, dtype=torch.int64)
-        self.selected_at: dict[str, Tensor] = gates.split(self._selected_at)
+        self._selected_at, self.selected_at = gates.whole(torch.int64, fill=-1)
 
     def choose(self, increment: int, scores: dict[str, Tensor]) -> dict[str, list[int]]:
         """What `increment` retires, per group, from scores (size,) float64. Changes nothing."""

@@ -63,8 +63,7 @@ class TaylorScores:
 
     def __init__(self, gates: Gates) -> None:
         self.steps = 0
-        self._sums = torch.zeros(len(gates.value), dtype=torch.float64)
-        self.sums = gates.split(self._sums)
+        self._sums, self.sums = gates.whole(torch.float64)
 
     def add(self, gradient: Tensor) -> None:
         """Take the gradient of all gates (dimensions,) of one optimizer step, on the CPU."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from pipeline.compaction.groups import Gate
+from pipeline.compaction.groups import Gates
 from pipeline.compaction.schedule import Schedule
 from pipeline.engine.deepspeed_config import precision
 
@@ -82,16 +82,18 @@ class Board:
                 self._histogram(f"width_scores/{group}", (scores / scores.median()).log2(), now + 1)
         self._keep()
 
-    def gates(self, step: int, gates: dict[str, Gate]) -> None:
+    def gates(self, step: int, gates: Gates) -> None:
         """The gate values of every group; what narrowing has cut off counts as 0."""
         if step == self._gates_at:
             return
         self._gates_at = step
-        for group, gate in gates.items():
-            value = gate.value.detach().cpu()
-            if gate.index is not None:
-                value = torch.zeros(gate.group.size).index_put((gate.index.cpu(),), value)
-            edges = np.linspace(0.0, 1.0, BINS + 1)
+        edges = np.linspace(0.0, 1.0, BINS + 1)
+        values = gates.split(gates.value.detach().cpu())
+        if gates.narrowed:
+            sizes = {name: group.size for name, group in gates.groups.items()}
+            kept = {name: torch.tensor(indices) for name, indices in gates.kept_by_group().items()}
+            values = {name: torch.zeros(size).index_fill(0, kept[name], 1.0) for name, size in sizes.items()}
+        for group, value in values.items():
             self._writer.add_histogram(f"width_gates/{group}", value.numpy(), step, bins=edges)
 
     def compactors(self, step: int, norms: dict[str, Tensor]) -> None:

@@ -21,14 +21,17 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipeline.engine.conversion import from_format_1
 from pipeline.errors import DataError, UserError
 from pipeline.files import sha256_of, sync_directory, write_atomically, writing
 
 MARKER = "complete.json"
 TENSOR_FILES = ("parameters", "exp_avg", "exp_avg_sq", "compaction")
-FORMAT = 1
+FORMAT = 2
 """How these files and the recipe beside them are to be read; stands in trainer.json. To be raised with every change
 after which this program would misread what was written before."""
+CONVERTED = 1
+"""The older format that is read too, see `conversion`."""
 
 
 @dataclass
@@ -183,11 +186,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         UserError: it is of another format.
     """
-    return Checkpoint(
-        tensors={name: load_file(path / f"{name}.safetensors") for name in TENSOR_FILES},
-        trainer=_read_trainer(path),
-        bert_config=json.loads((path / "config.json").read_text(encoding="utf-8")),
-    )
+    trainer = _read_trainer(path)
+    tensors = {name: load_file(path / f"{name}.safetensors") for name in TENSOR_FILES}
+    if trainer.pop("format") == CONVERTED:
+        tensors |= {name: from_format_1(tensors[name]) for name in TENSOR_FILES if name != "compaction"}
+    return Checkpoint(tensors, trainer, json.loads((path / "config.json").read_text(encoding="utf-8")))
 
 
 def check_format(directory: Path) -> None:
@@ -208,13 +211,13 @@ def check_format(directory: Path) -> None:
 
 
 def _read_trainer(path: Path) -> dict[str, Any]:
-    """The plain values of a checkpoint but for their format, which must be this program's."""
+    """The plain values of a checkpoint, whose format must be one that this program reads."""
     trainer: dict[str, Any] = json.loads((path / "trainer.json").read_text(encoding="utf-8"))
-    found = trainer.pop("format", None)
-    if found != FORMAT:
+    found = trainer.get("format")
+    if found not in (CONVERTED, FORMAT):
         raise UserError(
-            f"{path} is of format {found} and this program reads format {FORMAT} (trainer.json says which): use the "
-            "version that wrote it, or begin anew in another directory"
+            f"{path} is of format {found} and this program reads formats {CONVERTED} and {FORMAT} (trainer.json says "
+            "which): use the version that wrote it, or begin anew in another directory"
         )
     return trainer
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.compaction.fold import kept_indices
+from pipeline.compaction.fold import open_indices
 from pipeline.compaction.groups import Group
 from pipeline.compaction.model import CompactedBert
 from pipeline.compaction.schedule import Schedule
@@ -15,7 +15,7 @@ from pipeline.compaction.selection import TaylorScores, norm_scores, random_scor
 from pipeline.config import Recipe
 from pipeline.engine.distributed import World
 from pipeline.engine.restore import SELECTED, without_prefix
-from pipeline.engine.state import LossScaler, gathered
+from pipeline.engine.state import gathered
 from pipeline.errors import UserError
 from pipeline.records import read_json_lines
 
@@ -30,7 +30,7 @@ class CompactionState:
         self.taylor = TaylorScores(model.gates)
         self.replayed = None
         if self.config.replay:
-            self.replayed = load_replay(self.config.replay, model.groups, self.config.increments)
+            self.replayed = load_replay(self.config.replay, model.gates.groups, self.config.increments)
 
     def before_step(self, step: int) -> list[dict[str, Any]]:
         """Retire what is due at `step` and set the gates; returns the records of the choice, one per group."""
@@ -41,27 +41,22 @@ class CompactionState:
             self.taylor.reset()
         if not self.model.narrowed:
             self.schedule.set_gates(step)
-        for gate in self.model.gates.values():
-            gate.record_gradient(self._scores_gradients(step))
+        self.model.gates.record_gradient(self._scores_gradients(step))
         return records
 
-    def gate_gradients(self, engine: Any) -> dict[str, Tensor]:
-        """The gate gradients (size,) of the whole global batch, on the CPU; none if they are not scored.
+    def gate_gradient(self, loss_scale: float) -> Tensor | None:
+        """The gradient of all gates (dimensions,) of the whole global batch, on the CPU; None if it is not scored.
 
-        To be called before DeepSpeed's step, which may change the loss scale.
+        Args:
+            loss_scale: fp16's, that the gradient has in it.
         """
-        gradients = {name: gate.value.grad for name, gate in self.model.gates.items() if gate.value.grad is not None}
-        if not gradients:
-            return {}
-        # All in one message to the other ranks and in one to the host.
-        mean = self.world.mean(torch.cat([gradient.double() for gradient in gradients.values()])).cpu()
-        flat = mean / (LossScaler(engine).scale or 1.0)
-        return dict(zip(gradients, flat.split([len(g) for g in gradients.values()]), strict=True))
+        gradient = self.model.gates.value.grad
+        return None if gradient is None else self.world.mean(gradient.double()).cpu() / loss_scale
 
-    def after_step(self, gradients: dict[str, Tensor]) -> None:
-        """Score what `gate_gradients` returned, for a step that was not skipped."""
-        if gradients and all(bool(gradient.isfinite().all()) for gradient in gradients.values()):
-            self.taylor.add(gradients)
+    def after_step(self, gradient: Tensor) -> None:
+        """Score what `gate_gradient` returned, for a step that was not skipped."""
+        if bool(gradient.isfinite().all()):
+            self.taylor.add(gradient)
 
     def state_dict(self) -> dict[str, Tensor]:
         selected = {f"{SELECTED}{name}": value for name, value in self.schedule.state_dict().items()}
@@ -85,13 +80,13 @@ class CompactionState:
         Returns:
             The state cut to the successor's parameters.
         """
-        kept = kept_indices(self.model)
-        cut = successor.narrowing()
+        kept = open_indices(self.model.gates)
+        sides = {side.name: side for side in successor.sides()}
         successor.narrow(kept)
         self.model, self.schedule.gates = successor, successor.gates
         return {
             kind: {
-                name: tensor.index_select(cut[name][0], kept[cut[name][1]]) if name in cut else tensor
+                name: successor.cut(sides[name], tensor, kept) if name in sides else tensor
                 for name, tensor in tensors.items()
             }
             for kind, tensors in state.items()
@@ -132,12 +127,9 @@ class CompactionState:
                 )
             return self.taylor.scores()
         if self.config.selection == "random":
-            return {name: random_scores(group, increment, self.seed) for name, group in self.model.groups.items()}
-        scores = {}
-        for name in self.model.groups:
-            with gathered([reader.row_delta for reader in self.model.readers(name)]):
-                scores[name] = norm_scores(self.model, name)
-        return scores
+            return {name: random_scores(group, increment, self.seed) for name, group in self.model.gates.groups.items()}
+        with gathered([self.model.get_parameter(side.name) for side in self.model.sides() if side.is_row]):
+            return norm_scores(self.model)
 
 
 def load_replay(path: str, groups: dict[str, Group], increments: int) -> dict[int, dict[str, list[int]]]:
@@ -163,7 +155,7 @@ def load_replay(path: str, groups: dict[str, Group], increments: int) -> dict[in
         if not _reaches_target(group, retired[name]):
             raise UserError(
                 f"compaction.replay {path} retires {len(set(retired[name]))} of {group.size} dimensions of {name}, "
-                f"which does not lead to {group.keep}: it was recorded for another teacher, target or strategy"
+                f"which does not lead to {group.target_size}: it was recorded for another teacher, target or strategy"
             )
     return choices
 

@@ -104,7 +104,9 @@ def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[st
     _check_machine(path, config)
     _check_combination(path, config)
     if train.compile:
-        _check_compile(path, config)
+        from deepspeed.accelerator import get_accelerator
+
+        require_compiler("train.compile", get_accelerator().device_name())
     # Offloaded or not, the optimizer is torch's AdamW: DeepSpeed's own for CPUs has to be compiled first.
     config["zero_force_ds_cpu_optimizer"] = False
     # DeepSpeed's throughput timer waits for the device in every forward pass and step; the trainer has its own.
@@ -227,15 +229,3 @@ def _check_combination(path: Path, config: dict[str, Any]) -> None:
         raise UserError(f"{path}: zero_optimization.compute_grad_norm must stay on: without it gradients go unchecked")
     if config.get("bf16", {}).get("check_grad_overflow") is False:
         raise UserError(f"{path}: bf16.check_grad_overflow must stay on, it skips steps whose gradient is not finite")
-
-
-def _check_compile(path: Path, config: dict[str, Any]) -> None:
-    """Refuse `train.compile` where it does not work."""
-    from deepspeed.accelerator import get_accelerator
-
-    if config.get("zero_optimization", {}).get("stage", 0) == 3:
-        raise UserError(
-            f"{path}: train.compile does not go with ZeRO stage 3, which fetches every layer's parameters in Python "
-            "while the model runs; use stage 0, 1 or 2"
-        )
-    require_compiler("train.compile", get_accelerator().device_name())

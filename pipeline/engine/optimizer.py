@@ -11,8 +11,10 @@ from pipeline.config import TeacherConfig, TrainConfig
 
 BETAS = (0.9, 0.999)
 EPSILON = 1e-6
-_HEAD = ("transform", "decoder", "bert.cls.")
-"""First parts of the parameter names of the MLM head, in CompactedBert and in PlainBert."""
+_HEAD = ("transform", "decoder")
+"""First parts of the parameter names of the MLM head."""
+_NO_DECAY = ("_bias", "_gain")
+"""Last parts of the names of what does not decay. Stacked for all layers, it has two dimensions, as weights have."""
 
 
 def parameter_role(name: str) -> str:
@@ -23,10 +25,10 @@ def parameter_role(name: str) -> str:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """One group per role and decay. Biases, gains and everything else with one dimension does not decay."""
+    """One group per role and decay."""
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        groups.setdefault((parameter_role(name), parameter.ndim > 1), []).append(parameter)
+        groups.setdefault((parameter_role(name), not name.endswith(_NO_DECAY)), []).append(parameter)
     return [
         {"params": parameters, "role": role, "weight_decay": weight_decay if decays else 0.0}
         for (role, decays), parameters in groups.items()

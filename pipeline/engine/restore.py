@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipeline.compaction.fold import kept_indices
+from pipeline.building import BuiltModel, describe_model, load_parameters, rebuild_model
+from pipeline.compaction.fold import open_indices
 from pipeline.compaction.model import CompactedBert
 from pipeline.compaction.schedule import Schedule
 from pipeline.config import Recipe
@@ -15,7 +16,6 @@ from pipeline.data.loader import HeldOutData, TrainingData
 from pipeline.data.manifest import Manifest
 from pipeline.engine.checkpoint import Checkpoint
 from pipeline.errors import UserError
-from pipeline.models import BuiltModel, describe_model, load_parameters, rebuild_model
 from pipeline.teachers import first_not_finite
 
 SELECTED = "selected_at."
@@ -39,7 +39,7 @@ def restored_model(recipe: Recipe, checkpoint: Checkpoint) -> BuiltModel:
         schedule.load_state_dict(without_prefix(checkpoint.tensors["compaction"], SELECTED))
         schedule.set_gates(checkpoint.step)
         if checkpoint.trainer["narrowed"]:
-            module.narrow(kept_indices(module))
+            module.narrow(open_indices(module.gates))
     load_parameters(module, checkpoint.tensors["parameters"])
     return BuiltModel(module, module.config, checkpoint.trainer["head_is_new"], describe_model(recipe, module))
 

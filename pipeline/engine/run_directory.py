@@ -30,6 +30,8 @@ LOCK = "lock"
 SLURM = "slurm"
 _MAY_CHANGE = ("train.steps", "train.hang_minutes")
 """Keys that a resumed run may set anew: steps may grow, and how long a rank may stand still is not about training."""
+_HOW = ("train.cuda_graph",)
+"""Keys without an effect on what is trained; older recipes lack them."""
 
 
 class DirectoryLock:
@@ -164,8 +166,8 @@ def _may_differ(name: str, old: Any, new: Any, trained: bool) -> bool:
     Shards may have moved; what they hold is compared when they are opened. And a relative teacher.path stays relative
     where the teacher is there no longer, which a run that has its weights does not need.
     """
-    if name in _MAY_CHANGE:
-        return old is not None
+    if name in _MAY_CHANGE or name in _HOW:
+        return old is not None or name in _HOW
     if name == "data.shards":
         return trained and _weights(old) == _weights(new)
     if isinstance(old, str) and isinstance(new, str):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.building import BuiltModel, build_model, start_from_counts
 from pipeline.compaction.model import CompactedBert
 from pipeline.config import Recipe
 from pipeline.data.agreement import check_same_tokenizer
@@ -29,7 +30,7 @@ from pipeline.engine.run_log import RunLog
 from pipeline.engine.stopping import ignore
 from pipeline.engine.trainer import Trainer
 from pipeline.engine.watch import STARTUP_MINUTES, Watch
-from pipeline.models import BuiltModel, PlainBert, build_model, start_from_counts
+from pipeline.models.plain import PlainBert
 from pipeline.teachers import quiet_transformers
 
 
@@ -114,7 +115,7 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
     else:
         built = new_model(recipe, data, manifest.vocab_size)
     if recipe.compaction.replay and isinstance(built.module, CompactedBert):
-        load_replay(recipe.compaction.replay, built.module.groups, recipe.compaction.increments)
+        load_replay(recipe.compaction.replay, built.module.gates.groups, recipe.compaction.increments)
     return Inputs(deepspeed_config, data, heldout, built, checkpoint)
 
 

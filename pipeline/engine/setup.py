@@ -5,8 +5,7 @@ import warnings
 from typing import Any
 
 import deepspeed
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.config import TrainConfig
 from pipeline.engine.optimizer import StepGuard, build_optimizer, parameter_groups
@@ -17,30 +16,31 @@ def initialize_engine(module: nn.Module, train: TrainConfig, config: dict[str, A
     """The DeepSpeed engine around `module`, with our AdamW, and what can make that skip a step.
 
     Learning rates are set step by step.
+
+    Args:
+        module: calling it composes the tensors that are trained on.
+        train: the recipe's.
+        config: as `load_deepspeed_config` completed it.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # torch announces the renaming of a collective that DeepSpeed uses, once per rank.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    if train.compile:
-        compile_forward(module)
     optimizer = build_optimizer(parameter_groups(module, train.weight_decay))
-    engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
+    engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=_told(config))
     create_moments(engine)
     LossScaler(engine).never_raise()
     return engine, StepGuard(optimizer)
 
 
-def compile_forward(module: nn.Module, backend: str = "inductor") -> None:
-    """Put the module's forward pass, as it is in training, through torch.compile.
+def _told(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration for an engine that composes, and that meets no micro-batch: one pass per optimizer step.
 
-    Only `forward`, not the call with DeepSpeed's hooks around it. Held-out text goes through the plain one: a few
-    batches are not worth another graph. Shapes are fixed, so the number of graphs is that of the model's forms (gates
-    open, closing with and without a gradient of their own, narrowed), not of the steps.
+    At ZeRO 3 DeepSpeed would also swap torch's linear function, for the rest of the process: that is for the weights
+    that it fetches layer by layer, of which there are none.
     """
-    plain = module.forward
-    compiled = torch.compile(plain, backend=backend, dynamic=False)
-
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
-        return (compiled if module.training else plain)(*args, **kwargs)
-
-    module.forward = forward
+    accumulation = config["gradient_accumulation_steps"]
+    told = {**config, "gradient_accumulation_steps": 1, "train_batch_size": config["train_batch_size"] // accumulation}
+    zero = config.get("zero_optimization", {})
+    if zero.get("stage") == 3:
+        told["zero_optimization"] = {**zero, "memory_efficient_linear": False}
+    return told

@@ -120,20 +120,12 @@ class LossScaler:
         optimizer = engine.optimizer
         own = getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)
         self._own = own if engine.fp16_enabled() else None
-        self._stage = engine.zero_optimization_stage()
         self._is_dynamic = bool(getattr(own, "dynamic", False) or getattr(own, "dynamic_loss_scale", False))
 
     @property
     def scale(self) -> float | None:
         """The factor on the loss; None unless fp16."""
         return None if self._own is None else float(self._own.cur_scale)
-
-    def scaled(self, loss: Tensor) -> Tensor:
-        """What the engine must be given for the backward pass of `loss`.
-
-        At stage 0 it divides the gradients by the scale without having multiplied the loss by it (0.19.8).
-        """
-        return loss if self.scale is None or self._stage > 0 else loss * self.scale
 
     @property
     def can_lower(self) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import BertForMaskedLM
 
-from pipeline.compaction.fold import compare, fold, teacher_indices
-from pipeline.compaction.model import CompactedBert, shape_of
+from pipeline.compaction.fold import compare, fold
+from pipeline.compaction.model import CompactedBert
 from pipeline.config import Recipe, load_recipe
 from pipeline.data.loader import HeldOutData
 from pipeline.data.manifest import TOKENIZER_NAME
@@ -23,7 +23,8 @@ from pipeline.engine.checkpoint import Checkpoint, load_checkpoint, require_chec
 from pipeline.engine.restore import check_same_vocabulary, restored_model
 from pipeline.errors import UserError
 from pipeline.files import open_to_others, writing
-from pipeline.models import PlainBert
+from pipeline.models.huggingface import shape_of
+from pipeline.models.plain import PlainBert
 from pipeline.teachers import quiet_transformers
 
 FORMAT = "wid-fold-1"
@@ -79,13 +80,13 @@ def _folded(
 ) -> tuple[BertForMaskedLM, dict[str, Any]]:
     """The student, and by how much its logits differ on held-out windows; a plain BERT is its own student."""
     if isinstance(model, PlainBert):
-        return model.bert, {}
+        return model.bert(), {}
     batches = islice(heldout.batches(_BATCH), WINDOWS_COMPARED // _BATCH)
-    student = fold(model.eval())
+    student, kept = fold(model.eval())
     report = compare(model, student, [torch.from_numpy(batch.input_ids) for batch, _ in batches])
     if not report.passes:
         raise UserError(f"the folded student is not the trained model, nothing is written: {report.to_dict()}")
-    origin = {"strategy": recipe.compaction.strategy, "kept": teacher_indices(model)}
+    origin = {"strategy": recipe.compaction.strategy, "kept": kept}
     return student, {**origin, **report.to_dict()}
 
 

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pipeline.compaction.groups import Gate
-from pipeline.compaction.layers import CompactedEmbeddings, CompactedLinear
-from pipeline.compaction.model import CompactedBert, shape_of
+from pipeline.compaction.model import CompactedBert, is_compactor
 from pipeline.cost import Batch, step_macs
 from pipeline.engine.distributed import World
 from pipeline.engine.state import gathered
-from pipeline.models import PlainBert
+from pipeline.models.huggingface import shape_of
+from pipeline.models.plain import PlainBert
 from pipeline.records import NOT_TRAINING
 from pipeline.shapes import BertShape
 
@@ -208,17 +207,13 @@ def compactor_norms(model: CompactedBert) -> dict[str, Tensor]:
         of every row delta and of the rows of every column delta that stand on dimensions of such groups, one after
         another (dimensions,) fp32 on the CPU.
     """
-    kinds = {id(gate): name.partition(".")[0] for name, gate in model.gates.items()}
     norms: dict[str, list[Tensor]] = defaultdict(list)
-    for module in model.modules():
-        sides: list[tuple[str, nn.Parameter, int, Gate]] = []
-        if isinstance(module, CompactedLinear):
-            sides.append(("row", module.row_delta, 0, module.in_gate))
-            sides.append(("column", module.column_delta, 1, module.out_gate))
-        elif isinstance(module, CompactedEmbeddings):
-            sides.append(("column", module.column_delta, 1, module.gate))
-        with gathered([delta for _, delta, _, _ in sides]):
-            for side, delta, dim, gate in sides:
-                norm = torch.linalg.vector_norm(delta, dim=dim, dtype=torch.float32)
-                norms[f"{side}_{kinds[id(gate)]}"].append(norm)
+    for side in model.sides():
+        if not is_compactor(side.name):
+            continue
+        delta = model.get_parameter(side.name)
+        with gathered([delta]):
+            across = 2 * delta.ndim - 3 - side.dim  # the other one of a matrix's two dimensions
+            norm = torch.linalg.vector_norm(delta, dim=across, dtype=torch.float32)
+        norms[f"{'row' if side.is_row else 'column'}_{side.kind}"].append(norm.flatten())
     return {name: torch.cat(parts).cpu() for name, parts in norms.items()}

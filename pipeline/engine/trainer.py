@@ -5,7 +5,8 @@ One optimizer step, in this order:
 1. if an increment is due: score the dimensions, retire some, record the choice;
 2. set every gate and learning rate to its value for this step; when all gates are 0 or 1, narrow the model to what
    they have left open;
-3. for each micro-batch: forward, loss on the predicted positions, backward;
+3. compose the tensors of a BERT; each micro-batch goes forward and backward on them; the gradients of all go back
+   through the composition at once;
 4. agree with the other ranks, in one all-reduce: the loss, whether it is finite, who must stop;
 5. DeepSpeed's step, unless the numbers are not finite; add the squared gate gradients to the Taylor scores;
 6. log, measure on held-out text, write a checkpoint, stop if asked.
@@ -14,20 +15,18 @@ Everything but parameters, moments, the record of retirements and the Taylor sum
 so a checkpoint holds no more than that.
 """
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from pipeline.building import BuiltModel, rebuild_model
 from pipeline.compaction.model import CompactedBert
 from pipeline.config import Recipe
 from pipeline.data.loader import HeldOutData, TrainingData, collate, micro_batches
@@ -36,33 +35,19 @@ from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
 from pipeline.engine.compaction import CompactionState
 from pipeline.engine.deepspeed_config import precision
 from pipeline.engine.distributed import World
-from pipeline.engine.optimizer import head_warmup, learning_rates, set_learning_rates
+from pipeline.engine.faults import Faults
+from pipeline.engine.micro_step import dropout_seed
+from pipeline.engine.model_engine import ModelEngine
+from pipeline.engine.optimizer import head_warmup, learning_rates
 from pipeline.engine.run_log import RunLog
-from pipeline.engine.setup import initialize_engine
 from pipeline.engine.soundness import Judge, StepResult, describe_windows
-from pipeline.engine.state import LossScaler, gather_state, optimizer_steps, restore_state
 from pipeline.engine.stopping import StopRequest
 from pipeline.engine.telemetry import Telemetry, compactor_norms, trained_shape
 from pipeline.engine.watch import Watch
 from pipeline.errors import UserError
-from pipeline.models import BuiltModel, load_parameters, rebuild_model, save_config
-
-
-def masked_lm_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy and accuracy over the predicted positions.
-
-    Args:
-        logits: (batch, k, vocab).
-        labels: (batch, k).
-    """
-    loss = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten())
-    return loss, (logits.detach().argmax(-1) == labels).float().mean()
-
-
-def seed_dropout(*keys: int) -> None:
-    """Make the random numbers of what follows a function of the keys, so that no RNG state needs saving."""
-    digest = hashlib.sha256(repr(keys).encode()).digest()
-    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+from pipeline.models.encoder import encode
+from pipeline.models.huggingface import save_config
+from pipeline.models.loss import masked_lm_loss
 
 
 class Trainer:
@@ -92,23 +77,24 @@ class Trainer:
         log: RunLog | None,
         watch: Watch,
     ) -> None:
-        self.deepspeed_config, self.recipe, self.built = deepspeed_config, recipe, built
+        self.recipe, self.built = recipe, built
         self.data, self.world, self.watch = data, world, watch
         self.directory, self.log, self._heldout_hash = directory, log, heldout.source.tokens_hash
         self.step = 0
         self.saved: int | None = None
         self.judge = Judge()
-        self._fault: UserError | None = None
+        self.faults = Faults(world)
         self.accumulation = deepspeed_config["gradient_accumulation_steps"]
         self.micro_batch = deepspeed_config["train_micro_batch_size_per_gpu"]
         self.rates = learning_rates(recipe.train, recipe.teacher, built.head_is_new)
         self.compaction = None
         if isinstance(built.module, CompactedBert):
             self.compaction = CompactionState(recipe, built.module, world)
-        self.engine = self._start_engine(built.module)
         self.telemetry = Telemetry(
             world, precision(deepspeed_config), recipe.data.seq_len, recipe.data.predicted, recipe.train.global_batch
         )
+        say = log.say if log else lambda _: None
+        self.engine = ModelEngine(built.module, recipe.train, deepspeed_config, world, self.telemetry.clock, say)
         self._collate = partial(collate, documents=recipe.data.separate_documents)
         # Read once and kept, so that a fault in them shows before the first step.
         kept = world.together(lambda: list(heldout.batches(self.micro_batch, world.rank, world.size)))
@@ -117,10 +103,10 @@ class Trainer:
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue after the checkpoint's step. The module must be as `restored_model` makes it."""
-        state = {name: checkpoint.tensors[name] for name in ("parameters", "exp_avg", "exp_avg_sq")}
-        self._restore_engine(state, checkpoint.trainer["optimizer_steps"], checkpoint.trainer["loss_scale"])
+        trainer = checkpoint.trainer
+        self.engine.restore(checkpoint.tensors, trainer["optimizer_steps"], trainer["loss_scale"])
         self.step = self.saved = checkpoint.step
-        self.judge.load_state_dict(checkpoint.trainer["judge"])
+        self.judge.load_state_dict(trainer["judge"])
         if self.compaction:
             self.compaction.load_state_dict(checkpoint.tensors["compaction"])
 
@@ -147,7 +133,7 @@ class Trainer:
             if event:
                 self._report(event, result)
             if event or evaluate or self.step % train.log_every == 0 or self.step == 1:
-                with self._until_agreed():
+                with self.faults.kept():
                     self._log(result, event, evaluate)
             if self.log and not last and self.step == head_warmup(self.recipe.teacher, self.built.head_is_new):
                 self.log.say(f"step {self.step}: the new MLM head has warmed up, the whole model trains from here on")
@@ -169,59 +155,48 @@ class Trainer:
                 if self.compaction.narrowing_due(self.step):
                     self._narrow(self.compaction)
             if self.log and choices:
-                with self.telemetry.clock("log"), self._until_agreed():
+                with self.telemetry.clock("log"), self.faults.kept():
                     self.log.selection(choices, self.compaction.schedule)
-        set_learning_rates(self.engine.optimizer, self.rates(self.step))
-        sums = torch.zeros(2, device=self.world.device)
-        scaler = LossScaler(self.engine)
+        self.engine.begin(self.rates(self.step))
         for micro in range(self.accumulation):
-            if micro:
-                self.engine.step()  # which only counts, between micro-batches
-            seed_dropout(self.recipe.train.seed, self.step, micro, self.world.rank)
             with self.telemetry.clock("data"):
-                inputs, labels = self._to_device(self._read(batches))
-            with self.telemetry.clock("forward"):
-                loss, accuracy = masked_lm_loss(self.engine(**inputs), labels)
-            with self.telemetry.clock("backward"):
-                self.engine.backward(scaler.scaled(loss))
-            sums += torch.stack([loss.detach(), accuracy]) / self.accumulation
+                batch = self._to_device(self._read(batches))
+            seed = dropout_seed(self.recipe.train.seed, self.step, micro, self.world.rank)
+            self.engine.micro_step.run(batch, seed)
             self.watch.beat()
-        return self._finish_step(sums)
+        self.engine.backward()
+        return self._finish_step(self.engine.micro_step.means())
 
-    def _finish_step(self, sums: Tensor) -> StepResult:
+    def _finish_step(self, means: Tensor) -> StepResult:
         """Steps 4 and 5.
 
         Args:
-            sums: loss and accuracy (2,) of this rank's part of the global batch.
+            means: loss and accuracy (2,) of this rank's part of the global batch.
         """
-        self._gradient_norm = self._local_gradient_norm()
+        self._gradient_norm = self.engine.local_gradient_norm()
         with self.telemetry.clock("agree"):
-            loss, accuracy, overflow, faults, stops = self._agree(sums)
+            loss, accuracy, overflow, faults, stops = self._agree(means)
         if faults:
-            self.world.together(self._raise_fault)
+            self.faults.raise_together()
         sound = math.isfinite(loss) and not overflow
-        gradients: dict[str, Tensor] = {}
+        scale, can_lower = self.engine.scaler.scale, self.engine.scaler.can_lower  # the step may change both
+        gradient = None
         if self.compaction and sound:
             with self.telemetry.clock("compaction"):
-                gradients = self.compaction.gate_gradients(self.engine)
-        scaler = LossScaler(self.engine)
-        scale, can_lower = scaler.scale, scaler.can_lower  # the step may change both
-        self.guard.skip = not sound
-        with self.telemetry.clock("optimizer"):
-            self.engine.step()
-        applied = sound and self.engine.was_step_applied()
-        if self.compaction and applied:
+                gradient = self.compaction.gate_gradient(scale or 1.0)
+        applied = self.engine.step(sound)
+        if self.compaction and applied and gradient is not None:
             with self.telemetry.clock("compaction"):
-                self.compaction.after_step(gradients)
+                self.compaction.after_step(gradient)
         return StepResult(loss, accuracy, applied, scale, can_lower, stop=stops > 0)
 
-    def _agree(self, sums: Tensor) -> list[float]:
+    def _agree(self, means: Tensor) -> list[float]:
         """Mean loss and accuracy; ranks whose gradient overflows, that cannot go on, that were asked to stop."""
         # This is the one collective of a step that is not DeepSpeed's or the scores'.
         norm = self._gradient_norm
-        overflow = sums.new_zeros(1) if norm is None else (~norm.isfinite()).to(sums.dtype).reshape(1)
-        own = torch.tensor([self._fault is not None, self.stop.received()], dtype=sums.dtype).to(sums.device)
-        total = self.world.sum(torch.cat([sums, overflow, own])).tolist()
+        overflow = means.new_zeros(1) if norm is None else (~norm.isfinite()).to(means.dtype).reshape(1)
+        own = torch.tensor([self.faults.met, self.stop.received()], dtype=means.dtype).to(means.device)
+        total = self.world.sum(torch.cat([means, overflow, own])).tolist()
         return [total[0] / self.world.size, total[1] / self.world.size, *total[2:]]
 
     def _asked_to_stop(self) -> bool:
@@ -230,25 +205,13 @@ class Trainer:
 
     def _read(self, batches: Iterator[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The next micro-batch; an empty one keeps step with the other ranks until all raise this rank's fault."""
-        if self._fault is None:
-            with self._until_agreed():
+        if not self.faults.met:
+            with self.faults.kept():
                 return next(batches)
         tokens, predicted = self.recipe.data.seq_len, self.recipe.data.predicted
         shapes = ((tokens,), (predicted,), (predicted,), (tokens,), ())
         empty = MaskedBatch(*(np.zeros((self.micro_batch, *shape), dtype=np.int64) for shape in shapes))
         return self._collate(empty)
-
-    @contextmanager
-    def _until_agreed(self) -> Iterator[None]:
-        """Keep an error that this rank has met alone: the others would wait for it in the next collective."""
-        try:
-            yield
-        except UserError as error:
-            self._fault = self._fault or error
-
-    def _raise_fault(self) -> None:
-        if self._fault is not None:
-            raise self._fault
 
     def _report(self, event: str, result: StepResult) -> None:
         """Say what was wrong with the step that was just taken."""
@@ -277,53 +240,17 @@ class Trainer:
         return [window[source == number].tolist() for number in range(len(self.data.sources))]
 
     def _narrow(self, compaction: CompactionState) -> None:
-        """Rebuild the model at the student's width under the same optimizer state, in the same process group."""
-        state, steps = gather_state(self.engine, keep=True), optimizer_steps(self.engine)
-        scaler = LossScaler(self.engine).state_dict()
+        """Go on with a model of the student's width under the same optimizer state."""
         successor = rebuild_model(self.recipe, save_config(self.built.bert_config))
         assert isinstance(successor, CompactedBert)
-        state = compaction.narrow(successor, state)
-        load_parameters(successor, state["parameters"])
-        self.engine.destroy()
-        self.engine = None  # or both would lie in memory for a moment
         self.built.module = successor
-        self.engine = self._start_engine(successor)
-        self._restore_engine(state, steps, scaler)
+        self.engine.replace(successor, partial(compaction.narrow, successor))
         self.watch.beat()
         if self.log:
             self.log.say(f"step {self.step}: every gate is closed or open, narrowed to {successor.target}")
 
-    def _start_engine(self, module: nn.Module) -> Any:
-        engine, self.guard = initialize_engine(module, self.recipe.train, self.deepspeed_config)
-        if isinstance(module, CompactedBert):
-            module.move_gates(self.world.device)
-        engine.train()  # transformers hands over loaded models in evaluation mode
-        return engine
-
-    def _restore_engine(self, state: dict[str, dict[str, Tensor]], steps: int, scaler: dict[str, float] | None) -> None:
-        restore_state(self.engine, state, steps, self.world)
-        if scaler:
-            LossScaler(self.engine).load_state_dict(scaler)
-
-    def _to_device(self, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
-        """The inputs of the model by name, and the labels (batch, k)."""
-        inputs = {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in batch.items()}
-        return inputs, inputs.pop("labels")
-
-    def _local_gradient_norm(self) -> Tensor | None:
-        """Norm of the averaged gradient at stage 0 in fp32; DeepSpeed knows it elsewhere, after the step."""
-        if self.engine.zero_optimization_stage() > 0 or precision(self.deepspeed_config) != "fp32":
-            return None
-        return torch.nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None])
-
-    def _norm_of(self, result: StepResult) -> float | None:
-        """The norm of the whole gradient of the step just taken, before clipping."""
-        norm = self._gradient_norm if self._gradient_norm is not None else self.engine.get_global_grad_norm()
-        if norm is None:
-            return None
-        # At stage 0 DeepSpeed leaves fp16's loss scale in it (0.19.8).
-        scale = result.loss_scale if self.engine.zero_optimization_stage() == 0 else None
-        return float(norm) / (scale or 1.0)
+    def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(self.world.device, non_blocking=True) for name, tensor in batch.items()}
 
     def _log(self, result: StepResult, event: str | None, evaluate: bool) -> None:
         record: dict[str, Any] = {
@@ -332,7 +259,7 @@ class Trainer:
             "loss": result.loss,
             "accuracy": result.accuracy,
             "gradient_norm": self._norm_of(result),
-            "kept": self.compaction.schedule.kept() if self.compaction else {},
+            "kept": self.compaction.schedule.open_count() if self.compaction else {},
             "skipped_steps": self.judge.skipped,
             "checkpoint_share": self.checkpoint_share(),
         }
@@ -354,43 +281,49 @@ class Trainer:
                 if self.compaction and evaluate:
                     self.log.compaction(self.step, self.compaction.schedule, norms)
 
+    def _norm_of(self, result: StepResult) -> float | None:
+        """The norm of the whole gradient of the step just taken, before clipping."""
+        if self._gradient_norm is not None:
+            return float(self._gradient_norm)
+        return self.engine.gradient_norm(result.loss_scale)
+
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
         """Loss and accuracy over all predicted positions of the held-out windows, dropout off."""
-        self.engine.eval()
+        tensors, form = self.engine.composed(), self.engine.module.form
         sums = torch.zeros(3, dtype=torch.float64, device=self.world.device)
         for batch, valid in self.heldout:
             self.watch.beat()
-            inputs, labels = self._to_device(batch)
-            logits = self.engine(**inputs)
             if valid:
-                loss, accuracy = masked_lm_loss(logits[:valid], labels[:valid])
+                rows = {name: tensor[:valid] for name, tensor in self._to_device(batch).items()}
+                documents = rows.get("documents")
+                logits = encode(tensors, form, rows["input_ids"], rows["positions"], documents=documents)
+                loss, accuracy = masked_lm_loss(logits, rows["labels"])
                 sums += valid * torch.stack([loss, accuracy, torch.ones_like(loss)]).double()
-        self.engine.train()
         total_loss, total_accuracy, windows = self.world.sum(sums).tolist()
         return total_loss / windows, total_accuracy / windows
 
     def save(self) -> None:
         """Write a checkpoint. All ranks must call."""
         begun = time.monotonic()
-        state = gather_state(self.engine, keep=self.world.is_main)
+        state = self.engine.state(keep=self.world.is_main)
         compaction = self.compaction.state_dict() if self.compaction else {}
         trainer = {
             "step": self.step,
-            "optimizer_steps": optimizer_steps(self.engine),
+            "optimizer_steps": self.engine.optimizer_steps,
             "head_is_new": self.built.head_is_new,
             "narrowed": bool(self.compaction and self.compaction.model.narrowed),
             "shards": [source.tokens_hash for source in self.data.sources],
             "heldout": self._heldout_hash,
             "consumed": self.data.consumed(self.step * self.recipe.train.global_batch),
             "judge": self.judge.state_dict(),
-            "loss_scale": LossScaler(self.engine).state_dict(),
+            "loss_scale": self.engine.scaler.state_dict(),
         }
         checkpoint = Checkpoint({**state, "compaction": compaction}, trainer, save_config(self.built.bert_config))
         train = self.recipe.train
 
         def write() -> None:
-            self._raise_fault()
+            self.faults.raise_own()
             if self.log:
                 self.log.sync()
             save_checkpoint(self.directory / "checkpoints", checkpoint, train.keep_checkpoints, train.keep_every)

@@ -21,8 +21,8 @@ class PlainBert(nn.Module):
 
     def forward(self) -> dict[str, Tensor]:
         """The tensors of `encoder.SHAPES`."""
-        # An operation each, not the parameters themselves: ZeRO-3 takes those away again behind the module's back.
-        return {name: parameter * 1 for name, parameter in self.named_parameters()}
+        # Views, not the parameters themselves: ZeRO-3 takes those away again behind the module's back.
+        return {name: parameter.view_as(parameter) for name, parameter in self.named_parameters()}
 
     def bert(self) -> BertForMaskedLM:
         """The same model as everybody loads it; a copy."""

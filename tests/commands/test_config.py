@@ -89,6 +89,7 @@ def test_numbers_as_yaml_reads_them(tmp_path):
         ("train.steps=3", "unexpected argument 'train.steps=3'"),
         ("--train.steps=0", "train.steps must be at least 1"),
         ("--train.lr=-1", "train.lr must not be negative"),
+        ("--train.cuda_graph=on", "train.cuda_graph must be one of auto, off, not True"),
         ("--train.dropout=1", r"train.dropout must lie in \[0, 1\)"),
         ("--train.seed=-1", "train.seed must be a whole number from 0"),
         ("--train.seed=99999999999999999999", "train.seed must be a whole number from 0"),
@@ -113,6 +114,14 @@ def test_wrong_keys_types_and_combinations_are_one_sentence(tmp_path, override, 
     with pytest.raises(UserError, match=message) as refused:
         load(tmp_path, None, override)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("written", ["off", "'off'", "false"])
+def test_off_is_a_word_and_no_truth(tmp_path, written):
+    """YAML reads it as false, and writes the word in quotation marks."""
+    recipe = load(tmp_path, None, f"--train.cuda_graph={written}")
+    assert recipe.train.cuda_graph == "off" and load(tmp_path, None).train.cuda_graph == "auto"
+    assert yaml.safe_load(yaml.safe_dump(recipe.to_dict()))["train"]["cuda_graph"] == "off"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from pipeline.models import PlainBert
+from pipeline.models.encoder import encode
+from pipeline.models.plain import PlainBert
 from tests.support.models import compacted, random_teacher, token_batch
 from tests.support.runs import prepare, recipe_values, run_train_worker, train_command, write_recipe
 
@@ -47,7 +48,7 @@ def test_attention_stays_within_documents(kernel, kind):
     together = bert(input_ids=ids).logits
     bert.set_attn_implementation(kernel)
     model = PlainBert(bert) if kind == "plain" else compacted(bert, 12, 4, "dim").eval()
-    apart = model(ids, documents=DOCUMENTS)
+    apart = encode(model(), model.form, ids, documents=DOCUMENTS)
     assert float((apart - expected).abs().max()) <= 1e-12
     assert float((apart[1] - together[1]).abs().max()) <= 1e-12  # one document: nothing to keep apart
     assert all(float((apart[row] - together[row]).abs().max()) > 0.1 for row in (0, 2, 3))
@@ -65,9 +66,9 @@ def test_nothing_leaks_in_any_precision(kernel, dtype):
         ids = token_batch(seed=3)
         ids[0, 6:13] = token_batch(seed=seed)[0, 6:13]
         model.zero_grad()
-        logits = model(ids[:1], documents=DOCUMENTS[:1])[0]
+        logits = encode(model(), model.form, ids[:1], documents=DOCUMENTS[:1])[0]
         logits[:6].float().square().sum().backward()
-        found.append((logits.detach(), model.layers[0].attention.self.value.row_delta.grad))
+        found.append((logits.detach(), model.qkv_row_delta.grad[2]))
     (first, gradient), (second, other_gradient) = found
     assert torch.equal(first[:6], second[:6]) and torch.equal(first[13:], second[13:])
     assert not torch.equal(first[6:13], second[6:13])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pipeline import fold, train
+from pipeline.building import build_model
 from pipeline.compaction.schedule import Schedule
 from pipeline.config import load_recipe
 from pipeline.data.manifest import read_manifest
@@ -18,7 +19,7 @@ from pipeline.engine import checkpoint, student
 from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
 from pipeline.engine.run_directory import LOCK, record_start
 from pipeline.errors import EXIT_DATA, EXIT_USAGE, UserError
-from pipeline.models import build_model, save_config
+from pipeline.models.huggingface import save_config
 from tests.support import ROOT
 from tests.support.models import random_teacher
 from tests.support.refusals import clean_environment, refused
@@ -72,9 +73,9 @@ def test_a_run_with_broken_checkpoints_only_is_left_alone(inputs, unfinished, mo
 
 @pytest.mark.parametrize("door", ["train", "fold"])
 def test_a_checkpoint_of_another_format_is_refused(inputs, unfinished, tmp_path, monkeypatch, door):
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT", 3)
     before = but_lock(contents(unfinished))
-    part = "step_1 is of format 1 and this program reads format 2"
+    part = "step_1 is of format 2 and this program reads formats 1 and 3"
     if door == "train":
         refused(monkeypatch, train.main, train_command(inputs, unfinished), EXIT_USAGE, part)
     else:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
+from pipeline.building import start_from_counts
 from pipeline.data import cooccurrence
 from pipeline.data.cooccurrence import TokenStatistics, count_tokens, ppmi_embeddings
 from pipeline.data.open import open_shards
-from pipeline.models import PlainBert, start_from_counts
+from pipeline.models.plain import PlainBert
 from tests.support.shards import tiny_shards
 
 
@@ -64,8 +65,9 @@ def test_a_decoder_starts_from_the_frequencies(statistics):
     config = BertConfig(vocab_size=len(counted.frequencies), hidden_size=12, num_attention_heads=2, num_hidden_layers=1)
     module = PlainBert(BertForMaskedLM(config))
     start_from_counts(module, counted)
-    bias = module.bert.cls.predictions.decoder.bias.detach()
+    bert = module.bert()
+    bias = bert.cls.predictions.decoder.bias.detach()
     torch.testing.assert_close(bias.exp().sum(), torch.tensor(1.0), rtol=1e-4, atol=0)
-    word = module.bert.bert.embeddings.word_embeddings.weight
-    assert word is module.bert.cls.predictions.decoder.weight
-    assert float(word.std()) == pytest.approx(0.02, rel=1e-4)
+    word = bert.bert.embeddings.word_embeddings.weight
+    assert word is bert.cls.predictions.decoder.weight
+    assert float(word.detach().std()) == pytest.approx(0.02, rel=1e-4)

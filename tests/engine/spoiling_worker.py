@@ -17,7 +17,7 @@ from deepspeed.accelerator import get_accelerator
 
 from pipeline import train
 from pipeline.config import load_recipe
-from pipeline.engine import distributed, session
+from pipeline.engine import distributed, micro_step, session
 from pipeline.engine import trainer as trainer_module
 from pipeline.errors import UserError
 
@@ -38,19 +38,19 @@ SPOILT = {"loss": lambda loss: loss * math.nan, "gradient": InfiniteGradient.app
 def spoiling(trainer_module, rank: int):
     """Let jobs spoil steps; returns a function that takes the next job."""
     plan, now = {}, [0]
-    seed_dropout, masked_lm_loss = trainer_module.seed_dropout, trainer_module.masked_lm_loss
+    dropout_seed, masked_lm_loss = trainer_module.dropout_seed, micro_step.masked_lm_loss
 
     def remember_step(*keys):
         now[0] = keys[1] + 1
-        seed_dropout(*keys)
+        return dropout_seed(*keys)
 
     def spoiled_loss(logits, labels):
         loss, accuracy = masked_lm_loss(logits, labels)
-        if torch.is_grad_enabled() and rank == 1 and now[0] in plan.get("steps", []):
+        if rank == 1 and now[0] in plan.get("steps", []):
             loss = SPOILT[plan["spoil"]](loss)
         return loss, accuracy
 
-    trainer_module.seed_dropout, trainer_module.masked_lm_loss = remember_step, spoiled_loss
+    trainer_module.dropout_seed, micro_step.masked_lm_loss = remember_step, spoiled_loss
 
     def take(job: dict) -> None:
         plan.clear()

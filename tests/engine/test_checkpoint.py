@@ -141,10 +141,10 @@ def test_room_is_made_sure_of_before_anything_is_written(tmp_path, monkeypatch):
 
 def test_the_format_is_written_and_another_one_is_refused(tmp_path, monkeypatch):
     path = save(tmp_path / "checkpoints", 3)
-    assert json.loads((path / "trainer.json").read_text())["format"] == checkpoint_module.FORMAT == 1
+    assert json.loads((path / "trainer.json").read_text())["format"] == checkpoint_module.FORMAT == 2
     (tmp_path / "config.yaml").write_text("{}")
-    monkeypatch.setattr(checkpoint_module, "FORMAT", 2)
-    sentence = r"step_3 is of format 1 and this program reads format 2 .*: use the version that wrote it"
+    monkeypatch.setattr(checkpoint_module, "FORMAT", 3)
+    sentence = r"step_3 is of format 2 and this program reads formats 1 and 3 .*: use the version that wrote it"
     for read in (load_checkpoint, lambda _: require_checkpoint(tmp_path), lambda _: require_checkpoint(tmp_path, 3)):
         with pytest.raises(UserError, match=sentence) as refused:
             read(path)
@@ -157,7 +157,7 @@ def test_a_checkpoint_without_a_format_is_refused(tmp_path):
     del trainer["format"]
     (path / "trainer.json").write_text(json.dumps(trainer))
     sign(path, "trainer.json")
-    with pytest.raises(UserError, match="step_3 is of format None and this program reads format 1"):
+    with pytest.raises(UserError, match="step_3 is of format None and this program reads formats 1 and 2"):
         load_checkpoint(path)
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.building import build_model
 from pipeline.config import Recipe
 from pipeline.engine.checkpoint import Checkpoint, all_checkpoints, load_checkpoint, save_checkpoint
 from pipeline.engine.run_directory import record_start, resume_point
 from pipeline.errors import DataError
-from pipeline.models import build_model, save_config
+from pipeline.models.huggingface import save_config
 from pipeline.parsing import build
 from pipeline.records import read_json_lines
 from tests.engine.faults.harness import HITS, Harness, differences, plan

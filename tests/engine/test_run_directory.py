@@ -65,11 +65,11 @@ def test_a_run_of_another_format_is_refused_as_such_whatever_its_recipe_holds(ru
     (run / "config.yaml").write_text(yaml.safe_dump(recorded))
     with pytest.raises(UserError, match=r"holds another run: its train\.keep_every is None, not 0"):
         resume_point(run, recipe())
-    monkeypatch.setattr(checkpoint_module, "FORMAT", 2)
-    with pytest.raises(UserError, match="step_4 is of format 1 and this program reads format 2"):
+    monkeypatch.setattr(checkpoint_module, "FORMAT", 3)
+    with pytest.raises(UserError, match="step_4 is of format 2 and this program reads formats 1 and 3"):
         resume_point(run, recipe())
     flip_bit(run / "checkpoints" / "step_4" / "trainer.json", 3)  # what is damaged says nothing of its format
-    with pytest.raises(UserError, match="step_2 is of format 1"):
+    with pytest.raises(UserError, match="step_2 is of format 2"):
         resume_point(run, recipe())
 
 

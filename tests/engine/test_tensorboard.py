@@ -219,15 +219,14 @@ def test_gates_close_and_compactors_move(run, get):
 
     parameters = load_file(run / "checkpoints" / f"step_{STEPS}" / "parameters.safetensors")
     found = Counter()
+    rows, columns = {"attention_out": "attention", "ffn_out": "ffn"}, {"qkv": "attention", "ffn_in": "ffn"}
     for name, delta in parameters.items():
-        kind = "attention" if re.search(r"query|key|value", name) else "residual"
-        if name.endswith("row_delta"):
-            kind = "ffn" if re.search(r"\d\.output\.dense", name) else kind.replace("attention", "residual")
-            kind = "attention" if "attention.output" in name else kind
-            found[f"row_{kind}"] += delta.norm(dim=0).sum().item()
-        elif name.endswith("column_delta"):
-            kind = "ffn" if "intermediate" in name else kind
-            found[f"column_{kind}"] += delta.norm(dim=1).sum().item()
+        if name.endswith("_row_delta"):
+            kind = rows.get(name.removesuffix("_row_delta"), "residual")
+            found[f"row_{kind}"] += delta.norm(dim=-2).sum().item()
+        elif name.endswith("_column_delta"):
+            kind = columns.get(name.removesuffix("_column_delta"), "residual")
+            found[f"column_{kind}"] += delta.norm(dim=-1).sum().item()
     assert len(found) == 6
     for name, total in found.items():
         bins = histograms(get, f"width_compactors/{name}")[STEPS]

@@ -113,7 +113,6 @@ def runs(tmp_path_factory) -> Path:
         resumed[f"{name}_resumed"] = jobs[name]
         interrupt(directory / name, directory / f"{name}_later", LATER_CHECKPOINT)
         resumed[f"{name}_later"] = jobs[name]
-    # Last: a ZeRO-3 engine swaps torch's linear function for the rest of its process, which changes the last bits.
     resumed["changed_stage"] = (no_dropout, configs[3])
     run_jobs(directory, 2, resumed)
     alone = {name: (no_dropout, configs[1]) for name in ("ranks1_accumulation8", "changed_ranks")}
@@ -183,8 +182,9 @@ def test_a_narrowed_run_trains_like_one_at_full_width(runs):
     for kind in ("parameters", "exp_avg", "exp_avg_sq"):
         for name, tensor in checkpoint(narrow, kind).items():
             full = checkpoint(whole, kind)[name]
-            # The gradient of a key bias is 0 in exact arithmetic; what it has is noise.
-            if tensor.shape == full.shape and not name.endswith("key.bias"):
+            if name == "qkv_bias":  # the gradient of a key's bias is 0 in exact arithmetic; what it has is noise
+                tensor, full = (torch.stack(t.chunk(3, 1))[[0, 2]] for t in (tensor, full))
+            if tensor.shape == full.shape:
                 assert float((tensor - full).abs().max()) <= 1e-3 * float(full.abs().max()), (kind, name)
     cut = [name for name, tensor in checkpoint(narrow).items() if tensor.shape != wide[name].shape]
     assert sum(name.endswith("_delta") for name in cut) == sum(name.endswith("_delta") for name in wide)
@@ -207,7 +207,7 @@ def test_fifty_narrowed_steps_follow_those_at_full_width_under_every_stage(tmp_p
         np.testing.assert_allclose(metrics(narrow, "loss"), metrics(whole, "loss"), rtol=1e-4)
         assert metrics(narrow, "loss") != metrics(whole, "loss")
         shapes = [
-            load_file(run / "checkpoints" / "step_58" / "parameters.safetensors")["embeddings.column_delta"].shape
+            load_file(run / "checkpoints" / "step_58" / "parameters.safetensors")["tables_column_delta"].shape
             for run in (whole, narrow)
         ]
         assert shapes == [(24, 24), (15, 24)]
