@@ -171,7 +171,7 @@ def test_a_vocabulary_file_says_what_is_padding_too(tmp_path, shards):
 def test_a_new_head_is_made_at_the_size_of_the_tokenizer(tmp_path, shards):
     padded(tmp_path, shards, 5, head=False)
     built = build_model(recipe(tmp_path, shards, teacher={"head_warmup_steps": 1}), vocabulary_of(shards))
-    assert built.head_is_new and built.module.decoder.bias.shape == (vocabulary_of(shards),)
+    assert built.head_is_new and built.module.decoder_bias.shape == (vocabulary_of(shards),)
 
 
 def test_other_vocabularies_are_refused_as_ever(tmp_path, shards):
