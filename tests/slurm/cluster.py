@@ -138,6 +138,11 @@ class Cluster:
         """Return once no job waits or runs."""
         wait_until(lambda: not self.jobs(), "all jobs to end", seconds, 0.2)
 
+    def kill_daemon(self, name: str) -> None:
+        """As when a node is cut off from the controller: its jobs' processes live on, but SLURM takes it for dead."""
+        self.daemons[name].kill()
+        self.daemons[name].wait(30)
+
     def kill_node(self, name: str) -> None:
         """As when a machine loses its power: the daemon and every process of its jobs, at once."""
         own = f"{self.directory}/slurmd.{name}.log"

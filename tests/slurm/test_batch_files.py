@@ -1,7 +1,10 @@
 """The batch files of single stages: what each runs, alone and as a part of an array; and what all have in common."""
 
+import json
 import re
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +55,17 @@ def test_batch_files_have_one_form(path):
     options = re.findall(r"^#SBATCH (--[a-z-]+)(?:=|$)", head, re.MULTILINE)
     assert {"--job-name", "--time", "--cpus-per-task", "--output"} <= set(options)
     assert subprocess.run(["bash", "-n", path]).returncode == 0
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_only_the_latest_start_says_how_the_job_ended(tmp_path, given_up):
+    states = tmp_path / "slurm" / "states"
+    states.mkdir(parents=True)
+    other = f"echo other > {states}/7.begun" if given_up else ":"
+    script = f"source slurm/stage.sh {tmp_path} verify\n{other}\nexit 3"
+    variables = environment(PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin", SLURM_JOB_ID="7")
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, "")
+    left = {path.name for path in states.iterdir()}
+    assert left == ({"7.begun"} if given_up else {"7.begun", "7.ended"})
+    assert given_up or json.loads((states / "7.ended").read_text())["code"] == 3
