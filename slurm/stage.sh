@@ -26,6 +26,8 @@ rm -f "$stage_state.ended"
 stage_begun="{\"time\": $(date +%s), \"restarts\": ${SLURM_RESTART_COUNT:-0}}"
 leave begun "$stage_begun"
 trap 'at_the_end $?' EXIT
+# SLURM ends jobs by SIGTERM. Without this, bash takes the code of the command before it: 0.
+trap 'exit 143' TERM
 case $2 in
     shards | merge) ;; # cancel.py ends them, unless another run waits for the same shards
     *)
