@@ -16,7 +16,7 @@ def states(rows):
 
 def test_from_text_to_the_report(slurm, tmp_path):
     task = write_task(tmp_path / "glue")
-    doors = Doors(slurm, tmp_path, "it's a run", evaluation={"tasks": "rte", "data": str(task), "seeds": "1,2"})
+    doors = Doors(slurm, tmp_path, "it's 100% a run", evaluation={"tasks": "rte", "data": str(task), "seeds": "1,2"})
     done = doors.submit()
     assert done.returncode == 0, done.stderr
     again = doors.submit()
