@@ -54,8 +54,8 @@ def login_node(bare, tmp_path, record_property):
         result = run(variables, ROOT / "slurm" / f"{door}.py", *arguments, cwd=tmp_path)
         after, seconds = os.times(), time.monotonic() - begin
         used = after.children_user + after.children_system - before.children_user - before.children_system
-        record_property("seconds_of_processor", round(used, 2))
-        record_property("seconds", round(seconds, 2))
+        record_property("processor_seconds", round(used, 2))
+        record_property("wall_seconds", round(seconds, 2))
         assert result.returncode == 0, result.stderr
         assert used < 1
         return result.stdout

@@ -63,6 +63,7 @@ ACCOUNTING = """AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort={port}
 AccountingStoragePass={directory}/munge.socket
+AccountingStorageEnforce=associations
 MinJobAge=2
 """
 """The controller forgets jobs after two seconds, so that only accounting knows them."""
