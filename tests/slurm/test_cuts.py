@@ -94,7 +94,8 @@ def by_lost_daemon(slurm: Cluster, doors: Doors, job: str) -> None:
     Then it finds the other rank gone, or the node comes back and ends it.
     """
     slurm.kill_daemon("n1")
-    doors.wait_for("this job waits for its end", "train")
+    for words in ("this job waits for its end", CUTS[by_lost_daemon]):
+        doors.wait_for(words, "train")
 
 
 CUTS = {
