@@ -56,6 +56,7 @@ StateSaveLocation={directory}/state
 SlurmdTimeout=6
 MessageTimeout=5
 KillWait={kill_wait}
+MinJobAge={remembers}
 SchedulerParameters=sched_interval=1,bf_interval=1
 """
 """Time-outs are seconds where a cluster has minutes. A requeued job waits for `cred_expire` and some seconds more."""
@@ -64,9 +65,7 @@ AccountingStorageHost=127.0.0.1
 AccountingStoragePort={port}
 AccountingStoragePass={directory}/munge.socket
 AccountingStorageEnforce=associations
-MinJobAge=2
 """
-"""The controller forgets jobs after two seconds, so that only accounting knows them."""
 DATABASE = """AuthType=auth/munge
 AuthInfo=socket={directory}/munge.socket
 DbdHost=localhost
@@ -214,7 +213,12 @@ def _files(process: psutil.Process) -> list[str]:
 
 @contextmanager
 def cluster(
-    nodes: int = 3, requeue: bool = True, preemption: bool = False, kill_wait: int = 20, accounting: bool = False
+    nodes: int = 3,
+    requeue: bool = True,
+    preemption: bool = False,
+    kill_wait: int = 20,
+    accounting: bool = False,
+    remembers: int = 300,
 ) -> Iterator[Cluster]:
     """A SLURM with nodes n1, n2, ... of 2 CPUs each and a partition `main`.
 
@@ -224,6 +228,7 @@ def cluster(
         preemption: a second partition `urgent`, whose jobs pre-empt those of `main`: they get 30 s and are requeued.
         kill_wait: seconds between SIGTERM and SIGKILL of a job that is over its time or cancelled.
         accounting: whether there is a database, and `sacct` works.
+        remembers: seconds for which the controller itself knows jobs that have ended.
     """
     require_slurm()
     if accounting:
@@ -231,7 +236,8 @@ def cluster(
     with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         directory.chmod(0o755)  # munge wants its socket where all may reach it
-        _configure(directory, [f"n{i}" for i in range(1, nodes + 1)], requeue, preemption, kill_wait)
+        seconds = {"kill_wait": kill_wait, "remembers": remembers}
+        _configure(directory, [f"n{i}" for i in range(1, nodes + 1)], requeue, preemption, seconds)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         conf = {"SLURM_CONF": f"{directory}/slurm.conf", "PATH": path, "DS_ACCELERATOR": "cpu"}
         outer = ("SLURM", "SBATCH", "SQUEUE", "SRUN")
@@ -251,10 +257,10 @@ def cluster(
             running.end()
 
 
-def _configure(directory: Path, nodes: list[str], requeue: bool, preemption: bool, kill_wait: int) -> None:
+def _configure(directory: Path, nodes: list[str], requeue: bool, preemption: bool, seconds: dict[str, int]) -> None:
     controller, *ports = free_ports(1 + len(nodes))
     host = socket.gethostname()
-    text = CONFIGURATION.format(host=host, controller=controller, directory=directory, kill_wait=kill_wait)
+    text = CONFIGURATION.format(host=host, controller=controller, directory=directory, **seconds)
     for node, port in zip(nodes, ports, strict=True):
         text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000\n"
     main, urgent = "PartitionName=main Nodes=ALL Default=YES State=UP", ""

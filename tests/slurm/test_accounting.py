@@ -49,7 +49,7 @@ class Training:
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Cluster]:
-    with cluster(preemption=True, kill_wait=2, accounting=True) as running:
+    with cluster(preemption=True, kill_wait=2, accounting=True, remembers=2) as running:
         yield running
 
 

@@ -1,7 +1,7 @@
 """Runs of submit.py whose training is cut on a real SLURM: each ends with the student of the run that was not.
 
-There is no accounting. Every cut happens where jobs may be requeued, and where they may not. Run by `make test-slow`;
-benchmarks/slurm.py writes what these tests found to a file.
+Every cut happens where jobs may be requeued, where they may not, and on a SLURM with accounting. Run by
+`make test-slow`; benchmarks/slurm.py writes what these tests found to a file.
 """
 
 import signal
@@ -20,11 +20,18 @@ pytestmark = pytest.mark.slow
 STEPS, CHECKPOINT_EVERY, CUT_AT = 100, 20, 25
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["requeued", "requeue_forbidden"])
-def slurm(request) -> Iterator[Cluster]:
+SITES = {"requeued": {}, "requeue_forbidden": {"requeue": False}, "with_accounting": {"accounting": True}}
+
+
+@pytest.fixture(scope="module", params=SITES)
+def site(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def slurm(site) -> Iterator[Cluster]:
     """Three nodes, of which training takes two; another partition pre-empts the jobs."""
-    with cluster(requeue=request.param, preemption=True) as running:
-        running.variables["REQUEUE"] = str(request.param)
+    with cluster(preemption=True, **SITES[site]) as running:
         yield running
 
 
@@ -36,11 +43,11 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def submitted(slurm: Cluster, folder: Path, name: str) -> Doors:
+def submitted(slurm: Cluster, folder: Path, name: str, requeue: bool = True) -> Doors:
     doors = Doors(slurm, folder, name)
     train = {"steps": STEPS, "checkpoint_every": CHECKPOINT_EVERY, "log_every": 5}
     write_recipe(doors.recipe, recipe_values(folder / "shards", folder / "teacher", train=train))
-    write_site(doors.site, folder / "cache", requeue=slurm.variables["REQUEUE"] == "True", train_jobs=3)
+    write_site(doors.site, folder / "cache", requeue=requeue, train_jobs=3)
     done = doors.submit()
     assert done.returncode == 0, done.stderr
     return doors
@@ -50,7 +57,6 @@ def submitted(slurm: Cluster, folder: Path, name: str) -> Doors:
 def expected(folder) -> dict[str, bytes]:
     """The student of the run that nobody cuts."""
     with cluster() as slurm:
-        slurm.variables["REQUEUE"] = "True"
         doors = submitted(slurm, folder, "whole")
         rows = doors.finish()
     assert rows["report"]["state"] == "done" and "resumed from" not in doors.logs(100_000), f"{rows}\n{doors.logs()}"
@@ -109,8 +115,8 @@ CUTS = {
 
 
 @pytest.mark.parametrize("how", CUTS, ids=lambda how: how.__name__)
-def test_a_run_that_is_cut_ends_with_the_same_student(how: Callable, slurm, folder, expected, record_property):
-    doors = submitted(slurm, folder, f"{how.__name__}_{slurm.variables['REQUEUE']}")
+def test_a_run_that_is_cut_ends_with_the_same_student(how: Callable, site, slurm, folder, expected, record_property):
+    doors = submitted(slurm, folder, f"{site}_{how.__name__}", site != "requeue_forbidden")
     jobs = doors.rows()["train"]["jobs"].split(", ")
     doors.wait_for(f"step {CUT_AT:3}/", "train")
     assert slurm.job(jobs[0])["NodeList"] == "n[1-2]"
@@ -131,7 +137,7 @@ def test_a_run_that_is_cut_ends_with_the_same_student(how: Callable, slurm, fold
     step = int(log.split("resumed from ")[-1].split("step_")[1].split()[0])
     assert step % CHECKPOINT_EVERY == 0 if "lost" in how.__name__ else step >= CUT_AT
     restarts = int(slurm.job(jobs[0])["Restarts"])
-    assert (restarts > 0) == (slurm.variables["REQUEUE"] == "True")
+    assert (restarts > 0) == (site != "requeue_forbidden")
     record_property("resumed_from_step", step)
     record_property("restarts", restarts)
     assert student_files(doors.run) == expected
