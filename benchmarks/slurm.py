@@ -1,9 +1,11 @@
 """Which ends of a job on a real SLURM were tried, and whether the student came out the same.
 
-    python benchmarks/slurm.py --json FILE
+    python benchmarks/slurm.py batch_file|chain --json FILE
 
-Runs tests/slurm/test_slurm.py: each test cuts a run in another way, lets it go on, and compares its student with the
-uninterrupted run's, byte for byte. Needs root, and Debian's slurm-wlm and munge.
+`batch_file`: training by slurm/train.sbatch alone. `chain`: runs by slurm/submit.py, where jobs may be requeued and
+where they may not; accounting; shards; and how long submit.py and status.py take. Each test that cuts a run lets it go
+on, and compares its student with the uninterrupted run's, byte for byte. Needs root, and Debian's slurm-wlm and munge;
+for accounting slurmdbd and mariadb-server.
 """
 
 import argparse
@@ -21,12 +23,22 @@ from pipeline.environment import ROOT, measured
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.files import temporary_folder, write_atomically
 
-TESTS = "tests/slurm/test_slurm.py"
-NOT_MEASURED = "GPUs, several machines, a cluster's own network and file system, accounting"
+_LIGHT = "tests/commands/test_light.py::test_"
+TESTS = {
+    "batch_file": ("tests/slurm/test_slurm.py",),
+    "chain": (
+        *(f"tests/slurm/test_{name}.py" for name in ("cuts", "accounting", "shards")),
+        f"{_LIGHT}a_login_node_needs_nothing_heavy",
+        f"{_LIGHT}a_chain_is_shown_without_torch",
+        f"{_LIGHT}the_state_of_a_run_is_shown_without_torch",
+    ),
+}
+NOT_MEASURED = "GPUs, several machines, a cluster's own network and file system"
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Cut jobs on a real SLURM, and compare what comes out.")
+    parser.add_argument("what", choices=TESTS, help="which tests")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the results go")
     return parser.parse_args()
 
@@ -38,7 +50,7 @@ def main() -> int:
     head["versions"]["slurm"] = slurm
     with temporary_folder() as folder:
         report = folder / "report.xml"
-        subprocess.run([sys.executable, "-m", "pytest", "-q", TESTS, f"--junitxml={report}"], cwd=ROOT)
+        subprocess.run([sys.executable, "-m", "pytest", "-q", *TESTS[arguments.what], f"--junitxml={report}"], cwd=ROOT)
         cases = list(ElementTree.parse(report).iter("testcase"))
     rows = {str(case.get("name")).removeprefix("test_"): row(case) for case in cases}
     write_atomically(arguments.json, (json.dumps({**head, "rows": rows}, indent=1) + "\n").encode())
@@ -48,9 +60,9 @@ def main() -> int:
 
 
 def row(case: ElementTree.Element) -> dict[str, Any]:
-    """Outcome, seconds, and what the test noted: the step that the run went on from, and the job's restarts."""
+    """Outcome, seconds, and what the test noted: the step that the run went on from, the job's restarts, times."""
     outcome = next((child.tag for child in case if child.tag in ("failure", "error", "skipped")), "passed")
-    noted = {str(item.get("name")): int(str(item.get("value"))) for item in case.iter("property")}
+    noted = {str(item.get("name")): json.loads(str(item.get("value"))) for item in case.iter("property")}
     return {"outcome": outcome, "seconds": round(float(case.get("time", 0)), 1), **noted}
 
 

@@ -76,6 +76,16 @@ def _git(*arguments: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
+def refuse_path(run: Path) -> None:
+    """See to it that jobs find their logs: SLURM takes a backslash in a log's name, and ends a name at a tab.
+
+    Raises:
+        UserError: the run directory's path has such a character. Percent signs, spaces and quotation marks are escaped.
+    """
+    if odd := next((character for character in str(run) if character == "\\" or character < " "), ""):
+        raise UserError(f"SLURM writes no logs to a path with {odd!r}, as {str(run)!r} has it: choose another --run")
+
+
 def refuse_full_disks(run: Path, recipe: Recipe) -> None:
     """Compare what training and shards will take with what is free.
 

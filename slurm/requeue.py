@@ -9,17 +9,22 @@
 3. Where jobs may not be requeued, the job ends with 75: one that waits for it with `--dependency=afternotok` goes on.
    Such a one does not run if the one before it was to be the last.
 4. Nodes that have failed their check twice are excluded from the next try.
+5. A node that SLURM has lost sight of may train on, while the job is started again elsewhere. The new start waits until
+   nobody holds the run directory, and tries again like after a crash if that takes too long. The old start, once it
+   ends, has no say in what becomes of the job.
 
 Its exit code is to be the job's. RUN/slurm/attempts.json remembers the crashes, and why the last job was the end.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,6 +40,10 @@ ATTEMPTS, BAD_NODES = "attempts.json", "bad_nodes"
 FAILURES = 2
 """Checks that a node may fail before it is excluded."""
 STOPPED_BY_USER = "stopped by the user"
+LOCK = "lock"
+"""In the run directory: held by the ranks that train there."""
+PATIENCE = 1200
+"""Seconds for which a held lock is waited for: twice as long as ranks may stand still by default."""
 
 
 @dataclass
@@ -108,7 +117,34 @@ def before(run: Path) -> int:
         with writing(run / FOLDER):
             for name in (ATTEMPTS, BAD_NODES):
                 (run / FOLDER / name).unlink(missing_ok=True)
+    if holder := wait_for_lock(run):
+        what = f"{run} is still in use by another run, {holder}"
+        return crash(run, Attempts.read(run), what, EXIT_USAGE, most_crashes())
     return EXIT_DONE
+
+
+def wait_for_lock(run: Path) -> str:
+    """Return once nobody trains in the run directory: empty; or, out of patience, who does."""
+    deadline, said = time.monotonic() + PATIENCE, False
+    while (holder := lock_holder(run)) and time.monotonic() < deadline:
+        if not said:
+            print(f"{run} is in use by another run, {holder}: this job waits for its end", flush=True)
+        said = True
+        time.sleep(2)
+    return holder
+
+
+def lock_holder(run: Path) -> str:
+    """Which process holds the lock of the run directory; empty if none does, or if locks are not to be had."""
+    try:
+        with open(run / LOCK, "r+", encoding="utf-8") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return stream.read().strip() or "an unknown process"
+    except OSError:
+        pass
+    return ""
 
 
 def not_run(reason: str) -> int:
@@ -119,6 +155,9 @@ def not_run(reason: str) -> int:
 def after(run: Path, code: int, limit: int) -> int:
     """What becomes of a job whose ranks ended with `code`; its own exit code."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a requeue ends the job, this process with it, and too soon
+    if given_up():
+        print("SLURM had given this start of the job up, and what becomes of the job is not its to say", flush=True)
+        return code
     attempts = Attempts.read(run)
     if code == EXIT_DONE:
         return code
@@ -133,14 +172,17 @@ def after(run: Path, code: int, limit: int) -> int:
     if code in (EXIT_USAGE, EXIT_DATA):
         reason = f"exit code {code}, which another try would not change"
         return end(run, attempts, reason, f"ended with {reason}: the job ends", code)
+    return crash(run, attempts, f"exit code {code}", code, limit)
+
+
+def crash(run: Path, attempts: Attempts, what: str, code: int, limit: int) -> int:
+    """Try again, if there were not too many crashes already."""
     attempts.crash(newest_step(run))
     if attempts.crashes >= limit:
-        reason = f"{attempts.crashes} crashes without a newer checkpoint than step {attempts.step} (exit code {code})"
+        reason = f"{attempts.crashes} crashes without a newer checkpoint than step {attempts.step} ({what})"
         return end(run, attempts, reason, f"{reason}: the job ends", code)
     attempts.write(run)
-    return requeue(
-        run, f"crash {attempts.crashes} of at most {limit} after step {attempts.step} (exit code {code})", code
-    )
+    return requeue(run, f"crash {attempts.crashes} of at most {limit} after step {attempts.step} ({what})", code)
 
 
 def end(run: Path, attempts: Attempts, reason: str, sentence: str, code: int) -> int:
@@ -187,6 +229,14 @@ def requeue(run: Path, why: str, code: int) -> int:
     for following in waiting_for(job):
         exclude_bad_nodes(run, following)
     return EXIT_STOPPED
+
+
+def given_up() -> bool:
+    """Whether SLURM lost the node of this start of the job, and has ended it or started it again without."""
+    shown = scontrol("--oneliner", "show", "job", os.environ["SLURM_JOB_ID"]).stdout
+    restarts = re.search(r"Restarts=(\d+)", shown)
+    own = os.environ.get("SLURM_RESTART_COUNT") or "0"
+    return "JobState=NODE_FAIL" in shown or (restarts is not None and restarts[1] != own)
 
 
 def cancelled(job: str) -> bool:

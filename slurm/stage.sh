@@ -12,6 +12,8 @@ leave() {
 }
 
 at_the_end() {
+    # A node that SLURM has lost sight of may work on, while the job has been started again elsewhere.
+    [ "$(cat "$stage_state.begun")" = "$stage_begun" ] || return
     leave ended "{\"code\": $1, \"time\": $(date +%s)}"
     # A run that is to end needs none of them; each would wait for its nodes only to learn that.
     local attempts="$stage_run/slurm/attempts.json"
@@ -21,8 +23,11 @@ at_the_end() {
 }
 
 rm -f "$stage_state.ended"
-leave begun "{\"time\": $(date +%s), \"restarts\": ${SLURM_RESTART_COUNT:-0}}"
+stage_begun="{\"time\": $(date +%s), \"restarts\": ${SLURM_RESTART_COUNT:-0}}"
+leave begun "$stage_begun"
 trap 'at_the_end $?' EXIT
+# SLURM ends jobs by SIGTERM. Without this, bash takes the code of the command before it: 0.
+trap 'exit 143' TERM
 case $2 in
     shards | merge) ;; # cancel.py ends them, unless another run waits for the same shards
     *)

@@ -59,6 +59,7 @@ def main() -> int:
     if not arguments.allow_dirty:
         checks.refuse_changes(changes)
     run, cache = arguments.run.absolute(), Path(str(site.cache)).absolute()
+    checks.refuse_path(run)
     if arguments.dry_run:
         chain = plan(run, recipe, site, Fetcher(cache, download=False))
         show(Submission(read_record(run, must_exist=False), chain, site, cache), arguments.first)

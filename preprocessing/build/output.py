@@ -2,6 +2,7 @@
 
 DIR/.build/            while unfinished only
     source_hash        of what this directory is being made
+    settings.json      the tokenizer and the options in it, by name
     parts              in how many parts, if in parts
     tokenizer/         the tokenizer the tasks use
     ids_00007.bin      what the first pass left of task 7: the ids of its documents; goes when the task is done
@@ -105,12 +106,16 @@ def write_marker(output: Path, task: int, result: TaskResult) -> None:
 
 
 class BuildDirectory:
-    """An output directory that belongs to one build, identified by its source hash; all of it, or one part."""
+    """An output directory that belongs to one build, identified by its source hash; all of it, or one part.
 
-    def __init__(self, output: Path, source_hash: str, part: Part | None) -> None:
+    `settings` are those that decide the shards' bytes beside the input, by the name that a user knows them by.
+    """
+
+    def __init__(self, output: Path, source_hash: str, settings: Mapping[str, str], part: Part | None) -> None:
         self.output = output
         self.work = output / BUILD_NAME
         self.source_hash = source_hash
+        self.settings = dict(settings)
         self.claims = self.work / "claims"
         self._part = part
         self._locks = list[TextIO]()
@@ -123,7 +128,7 @@ class BuildDirectory:
                 raise UserError(f"{self.output} holds finished shards of other input, tokenizer or options")
             return True
         if self._recorded("source_hash") not in (None, self.source_hash):
-            what = "an unfinished build of other input, tokenizer or options"
+            what = f"an unfinished build {self._difference()}"
             raise UserError(f"{self.output} holds {what}; delete it or choose another directory")
         # Another part may begin at this moment, so .build by itself is nobody else's.
         if not self.work.exists() and self.output.exists() and {*os.listdir(self.output)} - {BUILD_NAME}:
@@ -138,6 +143,7 @@ class BuildDirectory:
             with _locked(self.work / "opening.lock", fcntl.LOCK_EX):
                 if self.is_finished():
                     return False
+                write_atomically(self.work / "settings.json", json.dumps(self.settings).encode())
                 write_atomically(self.work / "source_hash", self.source_hash.encode())
                 self._record_parts()
                 self._copy_tokenizer(tokenizer)
@@ -210,6 +216,18 @@ class BuildDirectory:
         self.remove_work()
         if not any(self.output.iterdir()):
             self.output.rmdir()
+
+    def _difference(self) -> str:
+        """What the build in the directory was asked for that this one is not: words behind `an unfinished build`."""
+        recorded = self._recorded("settings.json")
+        if recorded is None:
+            return "of other input, tokenizer or options"
+        known = json.loads(recorded)
+        others = {name: value for name, value in known.items() if value != self.settings.get(name)}
+        if not others:
+            return "of other input"
+        words = (f"another {name}" if name[:2] != "--" else f"{name} {value}" for name, value in others.items())
+        return f"with {' and '.join(words)}"
 
     def _recorded(self, name: str) -> str | None:
         try:

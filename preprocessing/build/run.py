@@ -75,8 +75,11 @@ def make_plan(arguments: argparse.Namespace, ranks: int) -> Plan | None:
         with writing_temporary(folder):
             tokenizer.mkdir()
             save_tokenizer(arguments.tokenizer, tokenizer, arguments.cased)
-        settings = f"{tokenizer_fingerprint(tokenizer)} {arguments.shard_tokens} {cleaning.settings}"
-        build = BuildDirectory(arguments.output, source_hash(sources, settings), arguments.part)
+        known = tokenizer_fingerprint(tokenizer)
+        whole = source_hash(sources, f"{known} {arguments.shard_tokens} {cleaning.settings}")
+        named = {"reflow": "--reflow", "min_length": "--min-length", "shard_tokens": "--shard-tokens"}
+        settings = {"tokenizer": known, **{named[key]: str(getattr(arguments, key)) for key in named}}
+        build = BuildDirectory(arguments.output, whole, settings, arguments.part)
         if not _opened(build, tokenizer, arguments.merge):
             build.remove_work()
             print(f"{arguments.output}: these shards are already finished")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from slurm.record import JobRecord, Record
 from tests.support import ROOT
 
 FORBIDDEN = ("torch", "transformers", "deepspeed")
@@ -39,24 +40,57 @@ def test_help_needs_nothing_heavy(bare, door, tmp_path):
     assert result.returncode == 0 and "--help" in result.stdout, result.stderr
 
 
-@pytest.mark.parametrize("door", ["submit", "status", "cancel"])
-def test_a_login_node_needs_nothing_heavy(bare, door, tmp_path):
-    """Under a second to start; twice that here, where other tests run beside."""
-    begin = time.monotonic()
-    result = run(bare, ROOT / "slurm" / f"{door}.py", "--help", cwd=tmp_path)
-    assert result.returncode == 0 and "--help" in result.stdout, result.stderr
-    assert time.monotonic() - begin < 2
+@pytest.fixture
+def login_node(bare, tmp_path, record_property):
+    """Runs a door of slurm/ in less than a second of processor time; other tests may run beside. SLURM knows no job."""
+    commands = tmp_path / "commands"
+    commands.mkdir()
+    (commands / "squeue").write_text("#!/bin/bash\n")
+    (commands / "squeue").chmod(0o755)
+    variables = {**bare, "PATH": f"{commands}{os.pathsep}{bare['PATH']}"}
+
+    def call(door, *arguments):
+        begin, before = time.monotonic(), os.times()
+        result = run(variables, ROOT / "slurm" / f"{door}.py", *arguments, cwd=tmp_path)
+        after, seconds = os.times(), time.monotonic() - begin
+        used = after.children_user + after.children_system - before.children_user - before.children_system
+        record_property("processor_seconds", round(used, 2))
+        record_property("wall_seconds", round(seconds, 2))
+        assert result.returncode == 0, result.stderr
+        assert used < 1
+        return result.stdout
+
+    return call
 
 
-def test_a_chain_is_shown_without_torch(bare, tmp_path):
+@pytest.fixture
+def recipe(tmp_path):
     (tmp_path / "text.txt").write_text("one line\n")
     (tmp_path / "recipe.yaml").write_text(
         f"extends: {ROOT}/recipes/cluster_11m.yaml\nteacher: {{path: {ROOT}/teachers/wiki_books_4x192}}\n"
         "target: {hidden: 108, head_size: 18}\nsources: {inputs: ['lines:text.txt']}\n"
     )
-    how = ("--run", tmp_path / "run", "--dry-run", "--allow-dirty")
-    result = run(bare, ROOT / "slurm" / "submit.py", tmp_path / "recipe.yaml", *how, cwd=tmp_path)
-    assert result.returncode == 0 and result.stdout.count("==> ") == 7, result.stderr
+    return tmp_path / "recipe.yaml"
+
+
+@pytest.mark.parametrize("door", ["submit", "status", "cancel"])
+def test_a_login_node_needs_nothing_heavy(login_node, door):
+    assert "--help" in login_node(door, "--help")
+
+
+def test_a_chain_is_shown_without_torch(login_node, recipe, tmp_path):
+    shown = login_node("submit", recipe, "--run", tmp_path / "run", "--dry-run", "--allow-dirty")
+    assert shown.count("==> ") == 7
+
+
+def test_the_state_of_a_run_is_shown_without_torch(login_node, recipe, tmp_path):
+    record = Record(tmp_path / "run")
+    record.folder.mkdir(parents=True)
+    recipe.rename(record.folder / "recipe.yaml")
+    (record.folder / "site.yaml").write_bytes((ROOT / "slurm" / "site.yaml").read_bytes())
+    record.note(JobRecord("train", "train-1", "7"))
+    shown = login_node("status", record.run).splitlines()
+    assert any(line.split()[:4] == ["train", "7", "not", "run"] for line in shown), shown
 
 
 def test_every_recipe_is_read(bare):

@@ -116,13 +116,20 @@ def test_a_part_whose_files_are_gone_is_missing(build, tmp_path):
     assert build("--part", "2/3")[0] == 0 and build("--merge")[0] == 0
 
 
-@pytest.mark.parametrize("options", [["--min-length", 3], ["--uncased", "--shard-tokens", 6000], ["--reflow", "off"]])
-def test_a_part_of_other_options_is_refused(build, tmp_path, options):
+@pytest.mark.parametrize(
+    ("options", "differs"),
+    [
+        (["--min-length", 3], "with --min-length 1;"),
+        (["--cased", "--shard-tokens", 6000], "with another tokenizer and --shard-tokens 5000;"),
+        (["--reflow", "off"], "with --reflow auto;"),
+    ],
+)
+def test_a_part_of_other_options_is_refused(build, tmp_path, options, differs):
     build("--part", "1/2")
     before = contents(tmp_path / "out")
     for step in (["--part", "2/2"], ["--merge"]):
         code, _, err = build(*step, *options)
-        assert code == 2 and "holds an unfinished build of other input, tokenizer or options" in err
+        assert code == 2 and f"holds an unfinished build {differs} delete it or choose another" in err
         assert err.count("\n") == 1
     assert contents(tmp_path / "out") == before
 
@@ -130,7 +137,7 @@ def test_a_part_of_other_options_is_refused(build, tmp_path, options):
 def test_a_part_of_other_input_is_refused_however_late_it_learns(build, tmp_path, monkeypatch):
     build("--part", "1/2")
     (tmp_path / "in1.txt").write_text("another text\n")
-    refusal = "holds an unfinished build of other input"
+    refusal = "holds an unfinished build of other input;"
     assert refusal in build("--part", "2/2")[2]
     # Two that begin at the same moment see an empty directory both; who has the lock second looks again.
     original, looks = BuildDirectory.is_finished, list[int]()
@@ -247,8 +254,8 @@ sys.path.insert(0, {str(SCRIPT[1]).rsplit("/", 2)[0]!r})
 from pathlib import Path
 from preprocessing.build.output import BuildDirectory
 from preprocessing.build.parts import part_option
-output = Path({str(output)!r})
-build = BuildDirectory(output, (output / ".build" / "source_hash").read_text(), {part!r} and part_option({part!r}))
+output, part = Path({str(output)!r}), {part!r}
+build = BuildDirectory(output, (output / ".build" / "source_hash").read_text(), {{}}, part and part_option(part))
 build.open(build.tokenizer)
 print("held", flush=True)
 time.sleep(600)

@@ -6,7 +6,8 @@
 
 Everything lies in one temporary directory, and SLURM_CONF in it is what tells its processes from all others: at the end
 every process that has it in its environment is ended by its number, whatever happened before. The names n1, n2, ... are
-in no /etc/hosts. There is no accounting, so `sacct` fails. SLURM 22.05 and later; root, no systemd.
+in no /etc/hosts. There is no accounting unless it is asked for, so `sacct` fails. SLURM 22.05 and later; root, no
+systemd.
 """
 
 import os
@@ -30,6 +31,7 @@ from tests.support import ROOT
 REQUIRED = "WID_REQUIRE_SLURM"
 """Environment variable: where it is 1, a test that would be skipped for want of SLURM fails."""
 COMMANDS = ("slurmctld", "slurmd", "munged")
+ACCOUNTING_COMMANDS = ("slurmdbd", "mariadbd", "mariadb-install-db")
 CONFIGURATION = """ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
@@ -54,9 +56,30 @@ StateSaveLocation={directory}/state
 SlurmdTimeout=6
 MessageTimeout=5
 KillWait={kill_wait}
+MinJobAge={remembers}
 SchedulerParameters=sched_interval=1,bf_interval=1
 """
 """Time-outs are seconds where a cluster has minutes. A requeued job waits for `cred_expire` and some seconds more."""
+ACCOUNTING = """AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={directory}/munge.socket
+AccountingStorageEnforce=associations
+"""
+DATABASE = """AuthType=auth/munge
+AuthInfo=socket={directory}/munge.socket
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser=root
+LogFile={directory}/slurmdbd.log
+PidFile={directory}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={storage}
+StorageUser=root
+StorageLoc=accounting
+"""
 FORBID_REQUEUE = """function slurm_job_submit(job, partitions, user)
     job.requeue = 0
     return slurm.SUCCESS
@@ -78,6 +101,12 @@ def require_slurm() -> None:
     if os.environ.get(REQUIRED) == "1":
         pytest.fail(f"{REQUIRED}=1, but {reason}")
     pytest.skip(reason)
+
+
+def require_accounting() -> None:
+    """Skip the test where SLURM has no accounting; also in CI, which does not install it."""
+    if missing := [name for name in ACCOUNTING_COMMANDS if shutil.which(name) is None]:
+        pytest.skip(f"needs Debian's slurmdbd and mariadb-server ({', '.join(missing)} missing)")
 
 
 @dataclass
@@ -138,6 +167,11 @@ class Cluster:
         """Return once no job waits or runs."""
         wait_until(lambda: not self.jobs(), "all jobs to end", seconds, 0.2)
 
+    def kill_daemon(self, name: str) -> None:
+        """As when a node is cut off from the controller: its jobs' processes live on, but SLURM takes it for dead."""
+        self.daemons[name].kill()
+        self.daemons[name].wait(30)
+
     def kill_node(self, name: str) -> None:
         """As when a machine loses its power: the daemon and every process of its jobs, at once."""
         own = f"{self.directory}/slurmd.{name}.log"
@@ -178,7 +212,14 @@ def _files(process: psutil.Process) -> list[str]:
 
 
 @contextmanager
-def cluster(nodes: int = 3, requeue: bool = True, preemption: bool = False, kill_wait: int = 20) -> Iterator[Cluster]:
+def cluster(
+    nodes: int = 3,
+    requeue: bool = True,
+    preemption: bool = False,
+    kill_wait: int = 20,
+    accounting: bool = False,
+    remembers: int = 300,
+) -> Iterator[Cluster]:
     """A SLURM with nodes n1, n2, ... of 2 CPUs each and a partition `main`.
 
     Args:
@@ -186,18 +227,26 @@ def cluster(nodes: int = 3, requeue: bool = True, preemption: bool = False, kill
         requeue: whether jobs may be requeued.
         preemption: a second partition `urgent`, whose jobs pre-empt those of `main`: they get 30 s and are requeued.
         kill_wait: seconds between SIGTERM and SIGKILL of a job that is over its time or cancelled.
+        accounting: whether there is a database, and `sacct` works.
+        remembers: seconds for which the controller itself knows jobs that have ended.
     """
     require_slurm()
+    if accounting:
+        require_accounting()
     with tempfile.TemporaryDirectory(prefix="slurm-", ignore_cleanup_errors=True) as name:
         directory = Path(name)
         directory.chmod(0o755)  # munge wants its socket where all may reach it
-        _configure(directory, [f"n{i}" for i in range(1, nodes + 1)], requeue, preemption, kill_wait)
+        seconds = {"kill_wait": kill_wait, "remembers": remembers}
+        _configure(directory, [f"n{i}" for i in range(1, nodes + 1)], requeue, preemption, seconds)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         conf = {"SLURM_CONF": f"{directory}/slurm.conf", "PATH": path, "DS_ACCELERATOR": "cpu"}
         outer = ("SLURM", "SBATCH", "SQUEUE", "SRUN")
         inherited = {key: value for key, value in environment().items() if not key.startswith(outer)}
         running = Cluster(directory, {**inherited, **conf})
         try:
+            _start_munge(running)
+            if accounting:
+                _start_accounting(running)
             _start(running, nodes)
             yield running
         except BaseException:
@@ -208,10 +257,10 @@ def cluster(nodes: int = 3, requeue: bool = True, preemption: bool = False, kill
             running.end()
 
 
-def _configure(directory: Path, nodes: list[str], requeue: bool, preemption: bool, kill_wait: int) -> None:
+def _configure(directory: Path, nodes: list[str], requeue: bool, preemption: bool, seconds: dict[str, int]) -> None:
     controller, *ports = free_ports(1 + len(nodes))
     host = socket.gethostname()
-    text = CONFIGURATION.format(host=host, controller=controller, directory=directory, kill_wait=kill_wait)
+    text = CONFIGURATION.format(host=host, controller=controller, directory=directory, **seconds)
     for node, port in zip(nodes, ports, strict=True):
         text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=4000\n"
     main, urgent = "PartitionName=main Nodes=ALL Default=YES State=UP", ""
@@ -228,11 +277,35 @@ def _configure(directory: Path, nodes: list[str], requeue: bool, preemption: boo
     (directory / "munge.key").chmod(0o400)
 
 
-def _start(slurm: Cluster, nodes: int) -> None:
+def _start_accounting(slurm: Cluster) -> None:
+    """A database server, the daemon between it and SLURM, and this cluster in it."""
+    directory, data = slurm.directory, slurm.directory / "database"
+    port, storage = free_ports(2)
+    install = ["mariadb-install-db", "--no-defaults", "--user=root", f"--datadir={data}", "--skip-test-db"]
+    done = subprocess.run([*install, "--auth-root-authentication-method=normal"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = (f"--datadir={data}", f"--socket={directory}/database.socket", f"--pid-file={directory}/database.pid")
+    server = ["mariadbd", "--no-defaults", "--user=root", *files, "--bind-address=127.0.0.1", f"--port={storage}"]
+    slurm.start("mariadbd", *server, "--innodb-flush-log-at-trx-commit=0", "--skip-name-resolve")
+    wait_until((directory / "database.socket").exists, "the database", 60)
+    (directory / "slurmdbd.conf").write_text(DATABASE.format(directory=directory, port=port, storage=storage))
+    (directory / "slurmdbd.conf").chmod(0o600)
+    slurm.start("slurmdbd", "slurmdbd", "-D")
+    with open(directory / "slurm.conf", "a", encoding="utf-8") as configuration:
+        configuration.write(ACCOUNTING.format(directory=directory, port=port))
+    add = ["sacctmgr", "--immediate", "add", "cluster", "test"]
+    known = lambda: subprocess.run(add, env=slurm.variables, capture_output=True).returncode == 0  # noqa: E731
+    wait_until(known, "accounting", 90, 0.5)
+
+
+def _start_munge(slurm: Cluster) -> None:
     files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
     options = [f"--{option}={slurm.directory}/munge.{ending}" for option, ending in files.items()]
     slurm.start("munged", "munged", "--foreground", *options)
     wait_until((slurm.directory / "munge.socket").exists, "munge", 30)
+
+
+def _start(slurm: Cluster, nodes: int) -> None:
     slurm.start("slurmctld", "slurmctld", "-D", "-f", slurm.variables["SLURM_CONF"])
     for i in range(1, nodes + 1):
         slurm.start_node(f"n{i}")

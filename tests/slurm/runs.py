@@ -1,10 +1,13 @@
 """What the tests of whole runs on a cluster share: a recipe on real text, a site file, and the doors."""
 
 import json
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import yaml
 
 from tests.engine.faults.processes import wait_until
@@ -61,6 +64,24 @@ def student_files(run: Path) -> dict[str, bytes]:
     files = {path.name: path.read_bytes() for path in (run / "student").iterdir() if path.name != "README.md"}
     fold = {key: value for key, value in json.loads(files["fold.json"]).items() if key != "source_run"}
     return {**files, "fold.json": json.dumps(fold, sort_keys=True).encode()}
+
+
+def ranks(slurm: Cluster) -> dict[str, psutil.Process]:
+    """The processes that train, by their rank."""
+    found = {}
+    for process in slurm.processes():
+        with suppress(psutil.Error):
+            if process.name().startswith("python") and "pipeline/train.py" in process.cmdline():
+                found[process.environ()["SLURM_PROCID"]] = process
+    return found
+
+
+def pending(process: psutil.Process) -> bool:
+    """Whether SIGUSR1 or SIGUSR2 was sent to a process and has not reached it."""
+    with suppress(OSError):
+        waiting = int(Path(f"/proc/{process.pid}/status").read_text().split("ShdPnd:")[1].split()[0], 16)
+        return any(waiting >> number - 1 & 1 for number in (signal.SIGUSR1, signal.SIGUSR2))
+    return False
 
 
 class Doors:

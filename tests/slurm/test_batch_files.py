@@ -1,11 +1,17 @@
 """The batch files of single stages: what each runs, alone and as a part of an array; and what all have in common."""
 
+import json
+import os
 import re
+import signal
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from tests.engine.faults.processes import environment
+from tests.engine.faults.processes import environment, wait_until
 from tests.support import ROOT
 
 FILES = sorted((ROOT / "slurm").glob("*.sbatch"))
@@ -52,3 +58,35 @@ def test_batch_files_have_one_form(path):
     options = re.findall(r"^#SBATCH (--[a-z-]+)(?:=|$)", head, re.MULTILINE)
     assert {"--job-name", "--time", "--cpus-per-task", "--output"} <= set(options)
     assert subprocess.run(["bash", "-n", path]).returncode == 0
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """Starts a job of the stage verify with further lines; it leaves its states in `stage.states`."""
+
+    def start(*lines):
+        script = "\n".join([f"source slurm/stage.sh {tmp_path} verify", *lines])
+        variables = environment(PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin", SLURM_JOB_ID="7")
+        return subprocess.Popen(["bash", "-c", script], cwd=ROOT, env=variables, start_new_session=True)
+
+    start.states = tmp_path / "slurm" / "states"
+    start.states.mkdir(parents=True)
+    return start
+
+
+def test_a_job_that_slurm_ends_has_not_succeeded(stage):
+    job = stage("true", "sleep 100", "true")
+    wait_until((stage.states / "7.begun").exists, "the job to begin", 30)
+    time.sleep(0.2)
+    os.killpg(job.pid, signal.SIGTERM)
+    assert job.wait(30) == 143
+    assert json.loads((stage.states / "7.ended").read_text())["code"] == 143
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_only_the_latest_start_says_how_the_job_ended(stage, given_up):
+    other = f"echo other > {stage.states}/7.begun" if given_up else ":"
+    assert stage(other, "exit 3").wait(30) == 3
+    left = {path.name for path in stage.states.iterdir()}
+    assert left == ({"7.begun"} if given_up else {"7.begun", "7.ended"})
+    assert given_up or json.loads((stage.states / "7.ended").read_text())["code"] == 3

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from tests.slurm.cluster import cluster
 from tests.slurm.runs import Doors, student_files, write_site, write_task
 
 LONG = {"steps": 2000, "checkpoint_every": 2000}
@@ -17,7 +16,7 @@ def states(rows):
 
 def test_from_text_to_the_report(slurm, tmp_path):
     task = write_task(tmp_path / "glue")
-    doors = Doors(slurm, tmp_path, "it's a run", evaluation={"tasks": "rte", "data": str(task), "seeds": "1,2"})
+    doors = Doors(slurm, tmp_path, "it's 100% a run", evaluation={"tasks": "rte", "data": str(task), "seeds": "1,2"})
     done = doors.submit()
     assert done.returncode == 0, done.stderr
     again = doors.submit()
@@ -74,44 +73,3 @@ def test_a_run_that_is_cancelled_goes_on_from_its_next_submission(slurm, tmp_pat
     rows = doors.finish()
     assert rows["train"]["state"] == "stopped" and rows["train"]["problem"] == "stopped by the user"
     assert rows["fold"]["problem"] == "not run: stopped by the user"
-
-
-@pytest.mark.slow
-def test_where_requeue_is_forbidden_the_next_job_goes_on_and_the_student_is_the_same(tmp_path):
-    steps = {"steps": 100, "checkpoint_every": 100}
-    with cluster(nodes=2, requeue=False) as slurm:
-        whole = Doors(slurm, tmp_path, "whole", train=steps)
-        write_site(whole.site, tmp_path / "cache", requeue=False, train_jobs=3)
-        assert whole.submit().returncode == 0
-        assert states(whole.finish())["report"] == "done", whole.logs()
-
-        cut = Doors(slurm, tmp_path, "cut", train=steps)
-        done = cut.submit()
-        assert done.returncode == 0, done.stderr
-        train = cut.rows()["train"]["jobs"].split(", ")
-        cut.wait_for("step   5/", "train")
-        slurm.run("scancel", "--signal=USR2", train[0])
-        rows = cut.finish()
-        assert states(rows)["report"] == "done", f"{rows}\n{cut.logs()}"
-        logs = cut.logs(last=100_000)
-        assert "stopped by SIGUSR2" in logs and "resumed from" in logs and len(train) == 3
-        assert student_files(cut.run) == student_files(whole.run)
-
-
-@pytest.mark.slow
-def test_a_signalled_training_is_requeued_and_the_chain_waits_for_it(slurm, tmp_path):
-    doors = Doors(slurm, tmp_path, train={"steps": 60, "checkpoint_every": 60})
-    assert doors.submit().returncode == 0
-    number = doors.rows()["train"]["jobs"]
-    doors.wait_for("step  5/", "train")
-    slurm.run("scancel", "--signal=USR2", number)
-    doors.wait_for("the job is requeued", "train")
-    seen = set()
-    while slurm.jobs():
-        rows = doors.rows()
-        seen.add(rows["train"]["state"])
-        assert "failed" not in states(rows).values(), rows
-        if rows["train"]["state"] == "requeued":
-            assert rows["train"]["problem"] == "goes on by itself after SIGUSR2" and rows["fold"]["state"] == "waits"
-    assert "requeued" in seen and states(doors.rows())["report"] == "done", f"{seen}\n{doors.logs()}"
-    assert "resumed from" in doors.logs(last=100_000)

@@ -1,5 +1,6 @@
 """What becomes of a training job when its ranks have ended. SLURM's answers are the test's."""
 
+import fcntl
 import json
 import subprocess
 
@@ -155,3 +156,39 @@ def test_a_restart_keeps_the_record_of_crashes_and_a_new_job_does_not(job, tmp_p
     assert job(SLURM_RESTART_COUNT="1")[0] == 0 and "crash 2 of" in job(1)[1]
     assert (tmp_path / "slurm" / "bad_nodes").exists()
     assert job()[0] == 0 and not (tmp_path / "slurm" / "bad_nodes").exists() and "crash 1 of" in job(1)[1]
+
+
+@pytest.fixture
+def trained_by_another(tmp_path):
+    """Somebody else holds the run directory."""
+    with open(tmp_path / "lock", "w") as stream:
+        stream.write("process 1 on n1\n")
+        stream.flush()
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield stream
+
+
+def test_a_start_waits_until_nobody_trains_in_the_run_directory(job, tmp_path, trained_by_another, monkeypatch):
+    monkeypatch.setattr(requeue.time, "sleep", lambda seconds: trained_by_another.close())
+    assert job() == (0, f"{tmp_path} is in use by another run, process 1 on n1: this job waits for its end\n", [])
+
+
+def test_a_start_that_has_waited_too_long_tries_again_like_after_a_crash(
+    job, tmp_path, trained_by_another, monkeypatch
+):
+    monkeypatch.setattr(requeue, "PATIENCE", 0)
+    what = f"({tmp_path} is still in use by another run, process 1 on n1)"
+    restarted = {"SLURM_RESTART_COUNT": "1"}
+    for count in (1, 2):
+        code, said, asked = job(**restarted)
+        assert (code, asked) == (75, ["requeue 4711"]) and f"crash {count} of at most 3 after step 0 {what}" in said
+    code, said, asked = job(**restarted)
+    assert (code, asked) == (2, []) and f"3 crashes without a newer checkpoint than step 0 {what}: the job ends" in said
+
+
+@pytest.mark.parametrize("state", ["JobState=RUNNING Restarts=1", "JobState=PENDING Restarts=1", "JobState=NODE_FAIL"])
+def test_a_start_that_slurm_has_given_up_has_no_say(job, tmp_path, state):
+    code, said, asked = job(1, Scontrol(state))
+    assert (code, asked) == (1, []) and "SLURM had given this start of the job up" in said
+    assert not (tmp_path / "slurm" / "attempts.json").exists()
+    assert job(1, Scontrol("JobState=RUNNING Restarts=1"), SLURM_RESTART_COUNT="1")[2] == ["requeue 4711"]

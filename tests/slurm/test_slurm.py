@@ -8,15 +8,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.engine.faults.processes import send, wait_until
 from tests.slurm.cluster import Cluster, cluster
+from tests.slurm.runs import pending, ranks
 from tests.support import ROOT
 from tests.support.runs import prepare, recipe_values, write_recipe
 
@@ -108,24 +107,6 @@ def test_a_job_that_is_signalled_goes_on(cut, slurm, inputs, expected, tmp_path)
     assert f"stopped on request at step {step}, checkpoint written (SIGUSR1)" in run.text()
     assert "stopped by SIGUSR1: the job is requeued" in run.text()
     assert run.student() == expected and slurm.job(job)["Restarts"] == "1"
-
-
-def ranks(slurm: Cluster) -> dict[str, psutil.Process]:
-    """The processes that train, by their rank."""
-    found = {}
-    for process in slurm.processes():
-        with suppress(psutil.Error):
-            if process.name().startswith("python") and "pipeline/train.py" in process.cmdline():
-                found[process.environ()["SLURM_PROCID"]] = process
-    return found
-
-
-def pending(process: psutil.Process) -> bool:
-    """Whether SIGUSR2 was sent to a process and has not reached it."""
-    with suppress(OSError):
-        status = Path(f"/proc/{process.pid}/status").read_text()
-        return bool(int(status.split("ShdPnd:")[1].split()[0], 16) >> signal.SIGUSR2 - 1 & 1)
-    return False
 
 
 def test_a_job_at_its_time_limit_is_warned_by_usr2_and_goes_on(cut, slurm, inputs, expected, tmp_path):

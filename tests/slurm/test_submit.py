@@ -103,6 +103,15 @@ def test_batch_files_are_shell_and_keep_odd_paths(door):
         assert "100%%" in path.read_text()
 
 
+@pytest.mark.parametrize("name", ["back\\slash", "a\ttab", "two\nlines"])
+def test_a_path_that_slurm_would_write_no_logs_to_is_refused(door, name):
+    before = sorted(door.folder.rglob("*"))
+    for option in ((), ("--dry-run",)):
+        code, _, err = door.call(*option, name=name)
+        assert code == 2 and err.count("\n") == 1 and "SLURM writes no logs to a path with " in err, err
+    assert door.queue.sent == [] and {*door.folder.rglob("*")} - {*before} == {door.folder / f"{name}.yaml"}
+
+
 def test_without_requeue_training_is_a_chain_of_which_one_must_finish(door):
     site = write_site(door.folder / "other.yaml", door.folder / "cache", requeue=False, train_jobs=3)
     assert door.call(site=site)[0] == 0
