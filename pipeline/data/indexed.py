@@ -169,6 +169,20 @@ class IndexedReader:
             return self.token_count
         return int(self.offsets[sequence]) // self.tokens.itemsize
 
+    def first_tokens(self, documents: np.ndarray) -> np.ndarray:
+        """`first_token` of documents (n,): (n,) int64."""
+        last = len(self.offsets) - 1
+        if last < 0:
+            return np.zeros(len(documents), dtype=np.int64)
+        sequences = self.document_ends[documents]
+        tokens = self.offsets[np.clip(sequences, 0, last)] // self.tokens.itemsize
+        tokens[sequences > last] = self.token_count
+        return tokens
+
+    def end_byte(self, document: int) -> int:
+        """Where NAME.idx says at which sequence a document ends."""
+        return HEADER.size + 12 * len(self.lengths) + 8 * (document + 1)
+
     def _check_ends(self, bin_size: int) -> None:
         """Compare the first and last index entries with each other and with the size of the body."""
         sequences, documents_at = len(self.lengths), HEADER.size + 12 * len(self.lengths)
