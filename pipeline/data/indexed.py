@@ -169,15 +169,12 @@ class IndexedReader:
             return self.token_count
         return int(self.offsets[sequence]) // self.tokens.itemsize
 
-    def first_tokens(self, documents: np.ndarray) -> np.ndarray:
-        """`first_token` of documents (n,): (n,) int64."""
-        last = len(self.offsets) - 1
-        if last < 0:
-            return np.zeros(len(documents), dtype=np.int64)
-        sequences = self.document_ends[documents]
-        tokens = self.offsets[np.clip(sequences, 0, last)] // self.tokens.itemsize
-        tokens[sequences > last] = self.token_count
-        return tokens
+    def document_begins(self) -> np.ndarray:
+        """Byte of NAME.bin at which each document begins: (documents,) int64, mapped where each is one sequence."""
+        if np.array_equal(self.document_ends, np.arange(len(self.offsets) + 1)):
+            return self.offsets
+        begins = np.append(self.offsets, self.tokens.nbytes)
+        return begins[np.clip(self.document_ends[:-1], 0, len(self.offsets))]
 
     def end_byte(self, document: int) -> int:
         """Where NAME.idx says at which sequence a document ends."""
