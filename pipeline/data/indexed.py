@@ -176,9 +176,9 @@ class IndexedReader:
         begins = np.append(self.offsets, self.tokens.nbytes)
         return begins[np.clip(self.document_ends[:-1], 0, len(self.offsets))]
 
-    def end_byte(self, document: int) -> int:
-        """Where NAME.idx says at which sequence a document ends."""
-        return HEADER.size + 12 * len(self.lengths) + 8 * (document + 1)
+    def byte_of_end(self, document: int) -> int:
+        """Where NAME.idx says at which byte of NAME.bin a document ends, which is where the next begins."""
+        return HEADER.size + 4 * len(self.lengths) + 8 * int(self.document_ends[document + 1])
 
     def _check_ends(self, bin_size: int) -> None:
         """Compare the first and last index entries with each other and with the size of the body."""

@@ -29,6 +29,10 @@ class Stream:
         self._landmarks = np.empty(0, dtype=np.int64)
         self.length = self._tokens.total + self._documents.total
 
+    def __reduce__(self) -> tuple[type["Stream"], tuple[list[IndexedReader]]]:
+        # A reader process makes its own table: what is mapped here would be copied there.
+        return Stream, (self._readers,)
+
     def read(self, begins: np.ndarray, width: int, sep_id: int, vocabulary_size: int) -> np.ndarray:
         """The stream from each position of `begins` (n,) on: token ids (n, width) int64.
 
@@ -105,7 +109,7 @@ class Stream:
             shard, own = self._documents.locate(documents[~good][:1])
             reader = self._readers[int(shard[0])]
             raise DataError(
-                f"{reader.idx_path}: byte {reader.end_byte(int(own[0]))}: expected documents in the order of their "
+                f"{reader.idx_path}: byte {reader.byte_of_end(int(own[0]))}: expected documents in the order of their "
                 f"tokens, found document {int(own[0])} to end out of it; build the shards again"
             )
 

@@ -166,6 +166,8 @@ def _may_differ(name: str, old: Any, new: Any, trained: bool) -> bool:
     """
     if name in _MAY_CHANGE:
         return old is not None
+    if name == "data.reader":
+        return True
     if name == "data.shards":
         return trained and _weights(old) == _weights(new)
     if isinstance(old, str) and isinstance(new, str):
