@@ -175,17 +175,22 @@ class ProcessReader(BatchReader):
 
     def _listen(self) -> None:
         """Wait for word from the reader: slots that it filled, or why it ended."""
-        said = b""
-        with suppress(ConnectionResetError):
-            said = self._connection.recv(4096)
+        said = self._receive()
         ready, failed, message = said.partition(FAILED)
         self._ready += ready.count(READY)
         if failed:
-            while more := self._connection.recv(1 << 16):
+            while more := self._receive():
                 message += more
             self._error = pickle.loads(message)
         elif not said:
             self._error = self._lost()
+
+    def _receive(self) -> bytes:
+        """What has come from the reader, as soon as something has; nothing if it has ended and all was received."""
+        try:
+            return self._connection.recv(1 << 16)
+        except ConnectionResetError:  # it left words of ours unread
+            return b""
 
     def _give_back(self) -> None:
         """Let the reader fill the slot that was handed out last, or those before it, whose copies are done."""
@@ -233,3 +238,4 @@ class ProcessReader(BatchReader):
             with suppress(RuntimeError):  # of a device that has failed; what it has to say was said before
                 torch.cuda.synchronize()
                 torch.cuda.cudart().cudaHostUnregister(self._slots[0]["input_ids"].data_ptr())
+        self._slots = []

@@ -132,8 +132,5 @@ def test_a_damaged_index_is_named_with_file_and_byte(tmp_path, wrong):
     index[at : at + 8] = wrong.to_bytes(8, "little", signed=True)
     (tmp_path / "b.idx").write_bytes(index)
     source = pickle.loads(pickle.dumps(source))
-    byte = HEADER.size + 12 * 200 + 8 * 150
-    with pytest.raises(
-        DataError, match=rf"b\.idx: byte {byte}: expected documents in the order of their tokens, found"
-    ):
+    with pytest.raises(DataError, match=rf"b\.idx: byte {at}: expected documents in the order of their tokens"):
         source.read(np.arange(source.windows))
