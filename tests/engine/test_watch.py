@@ -136,7 +136,7 @@ def test_a_reader_that_dies_ends_both_ranks_with_one_sentence(start):
     readers = [child for process in ranks.processes for child in psutil.Process(process.pid).children()]
     assert [Path(reader.cmdline()[1]).name for reader in readers] == ["reader.py"] * 2
     readers[1].kill()
-    codes, out, err = ranks.end()
+    codes, _, err = ranks.end()
     assert codes == [EXIT_HUNG] * 2 and "Traceback" not in err[0] + err[1], err
     assert errors(err[1]) == [] and len(errors(err[0])) == 1
     assert "the reader process of rank 1 is lost (SIGKILL): the machine may have run out of memory" in err[0]
