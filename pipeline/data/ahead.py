@@ -43,7 +43,7 @@ _LIKELY = {
     signal.SIGKILL: "the machine may have run out of memory",
     signal.SIGBUS: "a shard may have been cut short, its disk may fail, or memory may have run out",
 }
-
+"""What a signal that ended the reader says."""
 _INSTEAD = "set data.reader to thread"
 
 
@@ -125,7 +125,7 @@ class ProcessReader(BatchReader):
         self._error: Exception | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._copying: deque[torch.cuda.Event] = deque()
-        self._pinned = False
+        self._gpu, self._pinned = torch.cuda.is_available(), False
         shapes = slot_shapes(data, share.micro_batch, documents)
         self._connection, theirs = socket.socketpair()
         with theirs:
@@ -141,16 +141,14 @@ class ProcessReader(BatchReader):
         Raises:
             OSError: the system has no memory or no process for it.
         """
-        descriptors = [new_memory(shapes), os.memfd_create("job")]
-        try:
+        with open(new_memory(shapes), "r+b") as memory, open(os.memfd_create("job"), "r+b") as words:
+            words.write(job)
+            words.seek(0)
             self._slots = [
                 {name: torch.from_numpy(array) for name, array in slot.items()}
-                for slot in open_slots(descriptors[0], shapes)
+                for slot in open_slots(memory.fileno(), shapes)
             ]
-            with open(descriptors[1], "wb", closefd=False) as stream:
-                stream.write(job)
-            os.lseek(descriptors[1], 0, os.SEEK_SET)
-            passed = (theirs.fileno(), *descriptors)
+            passed = [stream.fileno() for stream in (theirs, memory, words)]
             command = [sys.executable, str(Path(reader.__file__)), *map(str, passed)]
             # What is held off here stays held off in a process that is started now.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_OFF)
@@ -158,10 +156,7 @@ class ProcessReader(BatchReader):
                 self._process = subprocess.Popen(command, pass_fds=passed, env={**os.environ, **_ENVIRONMENT})
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
-        self._pinned = torch.cuda.is_available() and self._pin()
+        self._pinned = self._gpu and self._pin()
 
     def __next__(self) -> dict[str, Tensor]:
         self._give_back()
@@ -171,7 +166,7 @@ class ProcessReader(BatchReader):
             self._listen()
         slot = self._slots[self._taken % SLOTS]
         self._ready, self._taken, self._held = self._ready - 1, self._taken + 1, True
-        return slot if self._pinned or not torch.cuda.is_available() else {n: t.pin_memory() for n, t in slot.items()}
+        return {name: tensor.pin_memory() for name, tensor in slot.items()} if self._gpu and not self._pinned else slot
 
     def _listen(self) -> None:
         """Wait for word from the reader: slots that it filled, or why it ended."""
@@ -221,13 +216,14 @@ class ProcessReader(BatchReader):
         )
 
     def _pin(self) -> bool:
-        """Pin the memory of all slots, whole as it is. False where the system does not let it be pinned."""
+        """Pin the memory of all slots as it lies there; False where the system does not allow it."""
         begin, last = self._slots[0]["input_ids"].data_ptr(), list(self._slots[-1].values())[-1]
-        code = torch.cuda.cudart().cudaHostRegister(begin, last.data_ptr() + last.nbytes - begin, 0)
-        if int(code) != 0:
-            with suppress(RuntimeError):  # the error would else be taken for that of the next kernel
-                torch.zeros(1, device="cuda")
-        return int(code) == 0
+        torch.cuda.cudart().cudaHostRegister(begin, last.data_ptr() + last.nbytes - begin, 0)
+        if last.is_pinned():
+            return True
+        with suppress(RuntimeError):  # the error would else be taken for one of the next kernel
+            torch.zeros(1, device="cuda")
+        return False
 
     def close(self) -> None:
         self._connection.close()

@@ -171,28 +171,30 @@ RANK = """
 import pickle, sys, time
 sys.path[0] = sys.argv[1]
 from pipeline.data.ahead import ProcessReader
-batches = ProcessReader(*pickle.load(open(sys.argv[2], "rb")), False)
-if sys.argv[3] == "reading":
-    next(batches)
-print(batches._process.pid, flush=True)
-if sys.argv[3] == "raising":
+job = pickle.load(open(sys.argv[2], "rb"))
+reading, starting = ProcessReader(*job, False), None
+next(reading)
+starting = ProcessReader(*job, False)
+print(reading._process.pid, starting._process.pid, flush=True)
+if sys.argv[3] == "interrupted":
     raise KeyboardInterrupt
 time.sleep(600)
 """
 
 
-@pytest.mark.parametrize("state", ["starting", "reading", "raising"])
-def test_no_reader_outlives_its_rank(data, tmp_path, state):
-    """Killed while the reader starts, killed while it reads, and ended by an error with the reader still open."""
+@pytest.mark.parametrize("end", ["killed", "interrupted"])
+def test_no_reader_outlives_its_rank(data, tmp_path, end):
+    """One that reads and one that only starts; with nobody left to close them."""
     (tmp_path / "job").write_bytes(pickle.dumps((data, 0, SHARE)))
-    command = [sys.executable, "-c", RANK, str(ROOT), str(tmp_path / "job"), state]
+    command = [sys.executable, "-c", RANK, str(ROOT), str(tmp_path / "job"), end]
     rank = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    reader = int(rank.stdout.readline())
-    if state != "raising":
+    readers = [int(pid) for pid in rank.stdout.readline().split()]
+    if end == "killed":
         rank.kill()
-    _, said = rank.communicate(timeout=60)  # which also waits for the reader to let go of stderr
-    wait_for(lambda: ended(reader))
-    assert "resource_tracker" not in said and said.count("Traceback") == (state == "raising")
+    _, said = rank.communicate(timeout=60)  # which also waits for the readers to let go of stderr
+    wait_for(lambda: all(map(ended, readers)))
+    assert len(readers) == 2 and "resource_tracker" not in said
+    assert said.count("Traceback") == (end == "interrupted")
 
 
 def test_a_slot_is_given_back_when_its_copies_are_done(data, monkeypatch):
