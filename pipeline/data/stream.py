@@ -53,10 +53,9 @@ class Stream:
         document, place = known[piece], separators[piece] - begins[row]
         ends = row * width + np.minimum(place + 1, width)
         # A token's number is its position less the separators before it, of which there is one for each document. A
-        # separator gets the number of the token behind it, or of the last one.
+        # separator gets the number of the token behind it, if there is one, and is put in its place below.
         numbers = np.repeat(begins[row] - row * width - document, np.diff(ends, prepend=0))
         numbers += np.arange(len(numbers))
-        np.minimum(numbers, self._tokens.total - 1, out=numbers)
         tokens = self._tokens.look_up([reader.tokens for reader in self._readers], numbers)
         tokens[ends[place < width] - 1] = sep_id
         if tokens.size and not 0 <= tokens.min() <= tokens.max() < vocabulary_size:
@@ -128,10 +127,8 @@ class _Counted:
         return shard, numbers - self.starts[shard]
 
     def look_up(self, arrays: list[np.ndarray], numbers: np.ndarray) -> np.ndarray:
-        """The elements (n,) int64 of the shards' arrays at ascending numbers (n,)."""
+        """The elements (n,) int64 of the shards' arrays at ascending numbers (n,); 0 beyond the last."""
         found = np.zeros(len(numbers), dtype=np.int64)
-        if not self.total:
-            return found
         edges = [0, *np.searchsorted(numbers, self.ends).tolist()]
         for array, start, begin, end in zip(arrays, self.starts.tolist(), edges[:-1], edges[1:], strict=True):
             if begin < end:
