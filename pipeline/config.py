@@ -19,6 +19,7 @@ from pipeline.shapes import Strategy, predicted_positions
 Selection = Literal["norm", "taylor", "random"]
 Decay = Literal["anneal", "penalty"]
 Method = Literal["wid", "continue", "scratch"]
+ReaderKind = Literal["process", "thread"]
 
 
 @dataclass
@@ -58,6 +59,9 @@ class DataConfig:
     whole_word: bool = False
     separate_documents: bool = False
     """A token attends to its own document only, where a window is packed from several; false as published."""
+    reader: ReaderKind | None = None
+    """What reads ahead of the training: a process beside each rank, or a thread in it. Default: process where there is
+    a GPU, thread on CPUs. The text that is read is the same, and a resumed run may have another."""
 
     def __post_init__(self) -> None:
         refuse(self.problems())

@@ -48,6 +48,12 @@ class DataError(UserError):
     exit_code = EXIT_DATA
 
 
+class LostError(UserError):
+    """A process of the job is lost, through no fault of what was asked for."""
+
+    exit_code = EXIT_HUNG
+
+
 class Refusals:
     """Gathers what is wrong with settings, so that a user learns all of it at once."""
 

@@ -131,7 +131,7 @@ def _convert(hint: Any, value: Any, where: str, key: str) -> Any:
         if value not in options:
             raise UserError(f"{where}: {key} must be one of {', '.join(options)}, not {value!r}")
         return value
-    if origin is types.UnionType:
+    if origin in (types.UnionType, typing.Union):  # the latter where a Literal is in it
         return None if value is None else _convert(options[0], value, where, key)
     return _scalar(hint, value, where, key)
 

@@ -169,6 +169,17 @@ class IndexedReader:
             return self.token_count
         return int(self.offsets[sequence]) // self.tokens.itemsize
 
+    def document_begins(self) -> np.ndarray:
+        """Byte of NAME.bin at which each document begins: (documents,) int64, mapped where each is one sequence."""
+        if np.array_equal(self.document_ends, np.arange(len(self.offsets) + 1)):
+            return self.offsets
+        begins = np.append(self.offsets, self.tokens.nbytes)
+        return begins[np.clip(self.document_ends[:-1], 0, len(self.offsets))]
+
+    def byte_of_end(self, document: int) -> int:
+        """Where NAME.idx says at which byte of NAME.bin a document ends, which is where the next begins."""
+        return HEADER.size + 4 * len(self.lengths) + 8 * int(self.document_ends[document + 1])
+
     def _check_ends(self, bin_size: int) -> None:
         """Compare the first and last index entries with each other and with the size of the body."""
         sequences, documents_at = len(self.lengths), HEADER.size + 12 * len(self.lengths)

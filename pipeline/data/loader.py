@@ -5,14 +5,11 @@ source, and to one window of it through that epoch's permutation. All of it is c
 any number of ranks, goes on with the next sample.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from pipeline.data.masking import MaskedBatch, mask_windows
 from pipeline.data.order import hash_bits, permute
@@ -83,7 +80,8 @@ class TrainingData:
         width = self.sources[0].content + 2
         tokens = np.empty((len(samples), width), dtype=np.int64)
         for s, reader in enumerate(self.sources):
-            tokens[source == s] = reader.read(window[source == s])
+            if len(mine := np.flatnonzero(source == s)):
+                tokens[mine] = reader.read(window[mine])
         # Two sources may have a window of the same number; the mask key keeps them apart.
         key = (source.astype(np.int64) << 40) | window
         seed, fraction, whole = self.masking.seed, self.masking.fraction, self.masking.whole_word
@@ -135,42 +133,32 @@ class HeldOutData:
             yield mask_windows(tokens, filled, epochs, self.source.vocabulary, seed, self.fraction), len(windows)
 
 
-def collate(batch: MaskedBatch, documents: bool) -> dict[str, Tensor]:
-    """`input_ids`, `positions`, `labels` and, if asked for, `documents` as tensors.
+@dataclass(frozen=True)
+class Share:
+    """Which samples of every step one rank reads."""
 
-    They lie in memory that a GPU can fetch while the host goes on.
-    """
-    arrays = {"input_ids": batch.input_ids, "positions": batch.positions, "labels": batch.labels}
-    arrays |= {"documents": batch.documents} if documents else {}
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return {name: t.pin_memory() for name, t in tensors.items()} if torch.cuda.is_available() else tensors
+    global_batch: int
+    micro_batch: int
+    rank: int
+    ranks: int
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of this rank in a step."""
+        return self.global_batch // (self.micro_batch * self.ranks)
+
+    def samples(self, number: int) -> np.ndarray:
+        """Micro-batch, counted from the beginning of the run -> its samples (micro_batch,).
+
+        Accumulation m of a step gives rank r the samples [(m ranks + r) micro_batch, ...) of the global batch, so the
+        samples of a step are the same for any number of ranks.
+        """
+        step, accumulated = divmod(number, self.accumulation)
+        first = step * self.global_batch + (accumulated * self.ranks + self.rank) * self.micro_batch
+        return np.arange(first, first + self.micro_batch)
 
 
-def micro_batches(
-    data: TrainingData,
-    first_step: int,
-    global_batch: int,
-    micro_batch: int,
-    rank: int,
-    ranks: int,
-    prepare: Callable[[MaskedBatch], Any] = lambda batch: batch,
-) -> Iterator[Any]:
-    """This rank's micro-batches from `first_step` on, read and put through `prepare` one ahead in a thread.
-
-    Accumulation m of a step gives rank r the samples [(m ranks + r) micro_batch, ...) of the global batch, so the
-    samples of a step are the same for any number of ranks.
-    """
-    accumulation = global_batch // (micro_batch * ranks)
-
-    def load(number: int) -> Any:
-        step, accumulated = divmod(number, accumulation)
-        first = step * global_batch + (accumulated * ranks + rank) * micro_batch
-        return prepare(data.batch(np.arange(first, first + micro_batch)))
-
-    with ThreadPoolExecutor(max_workers=1) as reader:
-        number = first_step * accumulation
-        ahead = reader.submit(load, number)
-        while True:
-            batch, number = ahead.result(), number + 1
-            ahead = reader.submit(load, number)
-            yield batch
+def micro_batches(data: TrainingData, first_step: int, share: Share) -> Iterator[MaskedBatch]:
+    """A rank's micro-batches from `first_step` on, without end; `ahead.read_ahead` has them read beside training."""
+    for number in count(first_step * share.accumulation):
+        yield data.batch(share.samples(number))

@@ -35,15 +35,24 @@ class MaskedBatch:
         input_ids: (batch, tokens) int64.
         positions: (batch, k) int64, ascending: where a token is to be predicted.
         labels: (batch, k) int64, the original tokens there.
-        documents: (batch, tokens) int64: which document of the window, from 0, a token belongs to.
+        ends: (batch, tokens) bool: the [SEP] of each document, which masking may have hidden in `input_ids`.
         windows: (batch,) int64, the window ids, for messages.
     """
 
     input_ids: np.ndarray
     positions: np.ndarray
     labels: np.ndarray
-    documents: np.ndarray
+    ends: np.ndarray
     windows: np.ndarray
+
+    @property
+    def documents(self) -> np.ndarray:
+        """(batch, tokens) int64: which document of the window, from 0, a token belongs to.
+
+        A [SEP] is the last token of its document, and [CLS] belongs to the document the window begins in. So every
+        document has one [SEP], at which its tokens can look away, as BERT's heads do.
+        """
+        return np.cumsum(self.ends, axis=1) - self.ends
 
 
 def mask_windows(
@@ -73,19 +82,20 @@ def mask_windows(
     # All arrays are (batch, tokens - 2), in places of the text, until `chosen`, which is (batch, count). Every place
     # draws a number from its key, and the `count` lowest are predicted. So the count is the same in every window,
     # which keeps shapes fixed, and no draw depends on another. Under whole_word all pieces of a word share the number
-    # of its first place, and the stable sort keeps them side by side. The highest bit marks separators: they come last.
-    content = tokens[:, 1:-1]
+    # of its first place, and the last word that is chosen is cut. The highest bit marks separators: they come last.
+    content, ends = tokens[:, 1:-1], tokens == vocabulary.sep_id
     count = predicted_positions(tokens.shape[1], fraction)
     place = np.arange(content.shape[1])
     key = (seed, epochs[:, None], windows[:, None])
-    unit = place[None, :].repeat(len(content), axis=0)
+    unit = place[None, :]
     if whole_word:
         starts = ~vocabulary.continues_word[content]
         starts[:, 0] = True
         unit = np.maximum.accumulate(np.where(starts, place, 0), axis=1)
-    draw = hash_bits(*key, unit, _CHOICE) >> np.uint64(1)
-    draw |= np.where((content == vocabulary.sep_id) | (content == vocabulary.cls_id), _NOT_A_TOKEN, np.uint64(0))
-    chosen = np.sort(np.argsort(draw, axis=1, kind="stable")[:, :count], axis=1)
+    draw = hash_bits(*key, unit, _CHOICE)
+    draw >>= np.uint64(1)
+    draw[ends[:, 1:-1] | (content == vocabulary.cls_id)] |= _NOT_A_TOKEN
+    chosen = _lowest(draw, count)
 
     labels = np.take_along_axis(content, chosen, axis=1)
     action = hash_bits(*key, chosen, _ACTION) % np.uint64(10)
@@ -93,14 +103,14 @@ def mask_windows(
     shown = np.where(action < 8, vocabulary.mask_id, np.where(action == 8, random_token, labels))
     input_ids = tokens.copy()
     np.put_along_axis(input_ids, chosen + 1, shown, axis=1)
-    return MaskedBatch(input_ids, chosen + 1, labels, documents_of(tokens, vocabulary.sep_id), windows)
+    return MaskedBatch(input_ids, chosen + 1, labels, ends, windows)
 
 
-def documents_of(tokens: np.ndarray, sep_id: int) -> np.ndarray:
-    """Number the documents of windows (batch, tokens) before masking, token by token, from 0 in each window.
-
-    A [SEP] is the last token of its document, and [CLS] belongs to the document the window begins in. So every
-    document has one [SEP], at which its tokens can look away, as BERT's heads do.
-    """
-    ends = tokens == sep_id
-    return np.cumsum(ends, axis=1) - ends
+def _lowest(draw: np.ndarray, count: int) -> np.ndarray:
+    """Columns (rows, count), ascending, of the lowest numbers of each row; of equal ones the first."""
+    limit = np.partition(draw, count - 1, axis=1)[:, count - 1 : count]
+    chosen = draw <= limit
+    if np.count_nonzero(chosen) > count * len(draw):  # some of those at the limit are too many
+        last = draw == limit
+        chosen &= ~last | (np.cumsum(last, axis=1) <= count - (draw < limit).sum(axis=1, keepdims=True))
+    return np.flatnonzero(chosen).reshape(-1, count) % draw.shape[1]

@@ -5,7 +5,8 @@ Everything here is a pure function of its arguments, in O(1) memory, for any cor
 
 import numpy as np
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_GOLDEN, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_WORD = 2**64 - 1
 
 
 def hash_bits(*keys: int | np.ndarray) -> np.ndarray:
@@ -13,17 +14,34 @@ def hash_bits(*keys: int | np.ndarray) -> np.ndarray:
 
     A chain of the splitmix64 finaliser (Steele, Lea, Flood 2014), one link per key.
     """
-    state: np.ndarray = np.asarray(np.uint64(0))
+    state: int | np.ndarray = 0
     with np.errstate(over="ignore"):
         for key in keys:
-            state = _mix(state + _GOLDEN + np.asarray(key).astype(np.uint64))
-    return state
+            if isinstance(key, int) and isinstance(state, int):  # numpy takes ten times as long for a single number
+                state = _mix_number(state + _GOLDEN + key & _WORD)
+            else:
+                start = np.asarray(state, dtype=np.uint64) + np.uint64(_GOLDEN)
+                state = _mix(np.asarray(start + np.asarray(key).astype(np.uint64)))
+    return np.asarray(state, dtype=np.uint64)
+
+
+def _mix_number(bits: int) -> int:
+    bits = (bits ^ bits >> 30) * _FIRST & _WORD
+    bits = (bits ^ bits >> 27) * _SECOND & _WORD
+    return bits ^ bits >> 31
 
 
 def _mix(bits: np.ndarray) -> np.ndarray:
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    """The same of an array, in place: every token is hashed, and new arrays take longer than the arithmetic."""
+    shifted = np.right_shift(bits, np.uint64(30), out=np.empty_like(bits))
+    bits ^= shifted
+    bits *= np.uint64(_FIRST)
+    np.right_shift(bits, np.uint64(27), out=shifted)
+    bits ^= shifted
+    bits *= np.uint64(_SECOND)
+    np.right_shift(bits, np.uint64(31), out=shifted)
+    bits ^= shifted
+    return bits
 
 
 def permute(indices: np.ndarray, size: int, *keys: int) -> np.ndarray:

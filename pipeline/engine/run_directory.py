@@ -30,7 +30,7 @@ LOCK = "lock"
 SLURM = "slurm"
 _MAY_CHANGE = ("train.steps", "train.hang_minutes")
 """Keys that a resumed run may set anew: steps may grow, and how long a rank may stand still is not about training."""
-_HOW = ("train.cuda_graph",)
+_HOW = ("train.cuda_graph", "data.reader")
 """Keys without an effect on what is trained; older recipes lack them."""
 
 

@@ -29,7 +29,8 @@ from torch import Tensor
 from pipeline.building import BuiltModel, rebuild_model
 from pipeline.compaction.model import CompactedBert
 from pipeline.config import Recipe
-from pipeline.data.loader import HeldOutData, TrainingData, collate, micro_batches
+from pipeline.data.ahead import collate, read_ahead
+from pipeline.data.loader import HeldOutData, Share, TrainingData
 from pipeline.data.masking import MaskedBatch
 from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
 from pipeline.engine.compaction import CompactionState
@@ -117,9 +118,14 @@ class Trainer:
             UserError: too many steps in a row without finite numbers, or a record that cannot be written.
             DataError: text that cannot be trained on. All ranks raise these together.
         """
+        share = Share(self.recipe.train.global_batch, self.micro_batch, self.world.rank, self.world.size)
+        wanted = self.recipe.data
+        with read_ahead(self.data, self.step, share, wanted.separate_documents, wanted.reader) as batches:
+            return self._train(batches)
+
+    def _train(self, batches: Iterator[dict[str, Tensor]]) -> bool:
+        """What `run` does, with the micro-batches of this rank."""
         train = self.recipe.train
-        sizes = train.global_batch, self.micro_batch, self.world.rank, self.world.size
-        batches = micro_batches(self.data, self.step, *sizes, self._collate)
         self.telemetry.restart(self.step)
         self._started, self._saving = time.monotonic(), 0.0
         if self.step < train.steps and self._asked_to_stop():

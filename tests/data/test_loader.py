@@ -1,15 +1,13 @@
 """Which sample is which window, who reads it, and what is held out from training."""
 
-import threading
 import time
 from itertools import islice
 
 import numpy as np
 import pytest
-import torch
 
 from pipeline.config import DataConfig
-from pipeline.data.loader import HeldOutData, Masking, TrainingData, collate, micro_batches
+from pipeline.data.loader import HeldOutData, Masking, Share, TrainingData, micro_batches
 from pipeline.data.open import open_training_data
 from pipeline.errors import UserError
 from tests.support.runs import make_shards
@@ -81,7 +79,7 @@ def test_the_samples_of_a_step_do_not_depend_on_ranks_or_accumulation(micro_batc
     for ranks in (1, 2, 4):
         steps = []
         accumulation = 16 // (micro_batch * ranks)
-        readers = [micro_batches(data, 5, 16, micro_batch, rank, ranks) for rank in range(ranks)]
+        readers = [micro_batches(data, 5, Share(16, micro_batch, rank, ranks)) for rank in range(ranks)]
         for _ in range(3):
             rows = [
                 row
@@ -99,27 +97,10 @@ def test_the_samples_of_a_step_do_not_depend_on_ranks_or_accumulation(micro_batc
     ]
 
 
-def test_micro_batches_become_tensors_beside_the_training_thread():
-    data, threads = TrainingData([fake_source(64)], [1], Masking(seed=4)), set()
-
-    def prepare(batch):
-        threads.add(threading.get_ident())
-        return collate(batch, documents=False)
-
-    plain = islice(micro_batches(data, 3, 8, 4, 0, 2), 5)
-    for tensors, batch in zip(micro_batches(data, 3, 8, 4, 0, 2, prepare), plain, strict=False):
-        assert tensors.keys() == {"input_ids", "positions", "labels"}
-        assert all(tensor.tolist() == getattr(batch, name).tolist() for name, tensor in tensors.items())
-        assert all(tensor.is_pinned() == torch.cuda.is_available() for tensor in tensors.values())
-    assert len(threads) == 1 and threading.get_ident() not in threads
-    with_documents = collate(data.batch(np.arange(4)), documents=True)
-    assert with_documents["documents"].tolist() == data.batch(np.arange(4)).documents.tolist()
-
-
 def test_a_huge_sample_number_is_reached_at_once():
     data = TrainingData([fake_source(10**9), fake_source(123_456_789)], [5, 1], Masking(seed=4))
     started = time.perf_counter()
-    batch = next(micro_batches(data, 10**10, 960, 8, rank=3, ranks=8))
+    batch = next(micro_batches(data, 10**10, Share(960, 8, rank=3, ranks=8)))
     assert len(batch.windows) == 8
     data.consumed(960 * 10**10 + 77)
     assert time.perf_counter() - started < 0.5

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from pipeline.config import DataConfig
 from pipeline.data.indexed import HEADER, MAGIC, VERSION, ShardInfo
-from pipeline.data.loader import Masking, TrainingData, micro_batches
+from pipeline.data.loader import Masking, Share, TrainingData, micro_batches
 from pipeline.data.manifest import Manifest, tokenizer_fingerprint
 from pipeline.data.masking import Vocabulary
 from pipeline.data.open import open_shards, open_training_data
@@ -72,7 +72,7 @@ def test_first_batch_within_a_second_and_flat_memory_at_three_billion_tokens(cor
     for _ in range(3):  # the best counts: the machine may be busy with something else
         began = time.monotonic()
         data, _, _ = open_training_data(DataConfig(shards=str(directory), seq_len=TOKENS), seed=1)
-        batches = micro_batches(data, POSITION // (GLOBAL_BATCH * TOKENS), GLOBAL_BATCH, 32, rank=3, ranks=10)
+        batches = micro_batches(data, POSITION // (GLOBAL_BATCH * TOKENS), Share(GLOBAL_BATCH, 32, 3, 10))
         first = next(batches)
         seconds.append(time.monotonic() - began)
     assert first.input_ids.shape == (32, TOKENS)
@@ -121,7 +121,7 @@ def test_what_was_consumed_of_several_sources_is_what_was_read(tmp_path):
     steps, batch = 190, 16
     counted = np.zeros(2, dtype=int)
     read: list[list[int]] = [[], []]
-    ranks = [micro_batches(data, 0, batch, 4, rank, 2) for rank in range(2)]
+    ranks = [micro_batches(data, 0, Share(batch, 4, rank, 2)) for rank in range(2)]
     for step in range(steps):
         assert data.consumed(step * batch) == counted.tolist()
         for _ in range(batch // (4 * 2)):

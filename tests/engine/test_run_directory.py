@@ -59,6 +59,21 @@ def test_the_same_recipe_goes_on_and_may_grow(run):
     assert contents(run) == before
 
 
+def test_what_reads_the_text_is_no_part_of_the_run(run):
+    """Also of a run from before the key was there."""
+    newest = run / "checkpoints" / "step_4"
+    for reader in ("process", "thread", None):
+        wanted = build(Recipe, recipe_values(Path("/shards"), Path("/teacher"), data={"reader": reader}), "test")
+        assert wanted.data.reader == reader and resume_point(run, wanted) == (newest, [])
+        recorded = yaml.safe_load((run / "config.yaml").read_text())
+        recorded["data"].pop("reader", None)
+        (run / "config.yaml").write_text(yaml.safe_dump(recorded))
+        assert resume_point(run, wanted) == (newest, [])
+        record_start(run, wanted, {}, [])
+    with pytest.raises(UserError, match=r"^test: data\.reader must be one of process, thread, not 'both'$"):
+        build(Recipe, {"data": {"reader": "both"}}, "test")
+
+
 def test_a_run_of_another_format_is_refused_as_such_whatever_its_recipe_holds(run, monkeypatch):
     recorded = yaml.safe_load((run / "config.yaml").read_text())
     recorded["train"]["optimiser"] = recorded["train"].pop("keep_every")

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipeline.errors import EXIT_HUNG
@@ -76,7 +77,9 @@ def start(inputs, tmp_path):
 
     def begin(**train) -> Ranks:
         endless = {"steps": 1_000_000, "checkpoint_every": 100_000, "evaluate_every": 100_000}
-        values = recipe_values(inputs["shards"], inputs["teacher"], train={**endless, **train})
+        values = recipe_values(
+            inputs["shards"], inputs["teacher"], data={"reader": "process"}, train={**endless, **train}
+        )
         write_recipe(inputs["recipe"], values)
         script = str(ROOT / "pipeline" / "train.py")
         started.append(Ranks(tmp_path, script, *train_command(inputs, tmp_path / "run")))
@@ -124,6 +127,22 @@ def test_a_rank_that_dies_ends_the_job(start):
     assert time.monotonic() - begun <= 60 * HANG_MINUTES + 60
     assert codes[0] not in (0, 2, 3, 75)
     assert "trainer.py" in (ranks.run / "stacks" / "rank_0.txt").read_text()
+
+
+def test_a_reader_that_dies_ends_both_ranks_with_one_sentence(start):
+    """And what is left of the other reader and of what it shared with its rank is nothing."""
+    ranks = start()
+    ranks.wait_for_steps(3)
+    readers = [child for process in ranks.processes for child in psutil.Process(process.pid).children()]
+    assert [Path(reader.cmdline()[1]).name for reader in readers] == ["reader.py"] * 2
+    readers[1].kill()
+    codes, _, err = ranks.end()
+    assert codes == [EXIT_HUNG] * 2 and "Traceback" not in err[0] + err[1], err
+    assert errors(err[1]) == [] and len(errors(err[0])) == 1
+    assert "the reader process of rank 1 is lost (SIGKILL): the machine may have run out of memory" in err[0]
+    psutil.wait_procs(readers, timeout=30)
+    assert not any(reader.is_running() for reader in readers)
+    assert "resource_tracker" not in err[0] + err[1] and not (ranks.run / "stacks").exists()
 
 
 def test_a_signal_before_the_first_step_is_heeded_by_both(start):

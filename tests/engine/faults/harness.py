@@ -41,7 +41,8 @@ TRIES = 5
 UNTIMED = ("step", "tokens", "loss", "accuracy", "gradient_norm", "kept", "heldout_loss", "heldout_accuracy")
 """What two records of one step must agree in."""
 
-SECTIONS = {
+SECTIONS: dict[str, dict[str, Any] | None] = {
+    "data": {"reader": "process"},
     "target": {"hidden": 48, "head_size": 12, "intermediate": 100},
     "compaction": {"start_step": 3, "interval_steps": 3, "increments": 3, "decay_steps": 3},
     "train": {
@@ -49,7 +50,8 @@ SECTIONS = {
         **{"checkpoint_every": CHECKPOINT_EVERY, "evaluate_every": 7},
     },
 }
-"""Of the recipe: three selections, gates closed and the model narrowed before step 12."""
+"""Of the recipe: three selections, gates closed and the model narrowed before step 12. A reader process must go with
+its rank, however that ends."""
 CONFIGURATIONS = {
     "ZeRO 1, fp32": {"zero_optimization": {"stage": 1}},
     "ZeRO 3, fp32": {"zero_optimization": {"stage": 3}},

@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +17,32 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent.parent.parent)
 os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "WARNING")
 
 from pipeline import train
-from pipeline.data.loader import micro_batches
+from pipeline.data.ahead import read_ahead
 from pipeline.engine import trainer
 from pipeline.engine.stopping import STOP_FILE
 from pipeline.errors import run_entry_point
 
 
-def traced(
-    data: Any, first_step: int, global_batch: int, micro_batch: int, rank: int, ranks: int, prepare: Callable
-) -> Iterator[Any]:
-    """What `micro_batches` yields, each written down as the trainer takes it."""
-    directory = Path(os.environ["TRACE"])
-    directory.mkdir(exist_ok=True)
-    output = Path(sys.argv[sys.argv.index("--output") + 1])
-    accumulation = global_batch // (micro_batch * ranks)
-    batches = micro_batches(data, first_step, global_batch, micro_batch, rank, ranks)
-    for number, batch in enumerate(batches, first_step * accumulation):
-        step, accumulated = divmod(number, accumulation)
-        rows = zip(batch.windows.tolist(), batch.input_ids, batch.positions, batch.labels, strict=True)
-        samples = [f"{window}:{zlib.crc32(b''.join(part.tobytes() for part in row))}" for window, *row in rows]
-        line = {"step": step, "accumulation": accumulated, "rank": rank, "samples": samples}
-        with open(directory / f"rank{rank}_from{first_step}.jsonl", "a") as stream:
-            stream.write(json.dumps(line) + "\n")
-        if rank == 0 and step + 1 == int(os.environ["STOP"]):
-            (output / STOP_FILE).touch()
-        yield prepare(batch)
+@contextmanager
+def traced(data: Any, first_step: int, share: Any, *options: Any) -> Iterator[Iterator[Any]]:
+    """What `read_ahead` yields, each written down as the trainer takes it."""
+    Path(os.environ["TRACE"]).mkdir(exist_ok=True)
+    with read_ahead(data, first_step, share, *options) as batches:
+        yield (written_down(data, first_step, share, number, batch) for number, batch in enumerate(batches))
 
 
-trainer.micro_batches = traced
+def written_down(data: Any, first_step: int, share: Any, number: int, batch: dict[str, Any]) -> dict[str, Any]:
+    step, accumulated = divmod(number + first_step * share.accumulation, share.accumulation)
+    _, _, windows = data.locate(share.samples(number + first_step * share.accumulation))
+    rows = zip(windows.tolist(), *(batch[name].numpy() for name in ("input_ids", "positions", "labels")), strict=True)
+    samples = [f"{window}:{zlib.crc32(b''.join(part.tobytes() for part in row))}" for window, *row in rows]
+    line = {"step": step, "accumulation": accumulated, "rank": share.rank, "samples": samples}
+    with open(Path(os.environ["TRACE"]) / f"rank{share.rank}_from{first_step}.jsonl", "a") as stream:
+        stream.write(json.dumps(line) + "\n")
+    if share.rank == 0 and step + 1 == int(os.environ["STOP"]):
+        (Path(sys.argv[sys.argv.index("--output") + 1]) / STOP_FILE).touch()
+    return batch
+
+
+trainer.read_ahead = traced
 run_entry_point(train.main)
