@@ -1,11 +1,11 @@
 """Which ends of a job on a real SLURM were tried, and whether the student came out the same.
 
-    python benchmarks/slurm.py batch_file|chain --json FILE
+    python benchmarks/slurm.py batch_file|chain|accounting --json FILE
 
 `batch_file`: training by slurm/train.sbatch alone. `chain`: runs by slurm/submit.py, where jobs may be requeued and
-where they may not; accounting; shards; and how long submit.py and status.py take. Each test that cuts a run lets it go
-on, and compares its student with the uninterrupted run's, byte for byte. Needs root, and Debian's slurm-wlm and munge;
-for accounting slurmdbd and mariadb-server.
+where they may not; shards; and how long submit.py and status.py take. `accounting`: the same runs on a SLURM that has it,
+and what status.py makes of it. Each test that cuts a run lets it go on, and compares its student with the uninterrupted
+run's, byte for byte. Needs root, and Debian's slurm-wlm and munge; for accounting slurmdbd and mariadb-server.
 """
 
 import argparse
@@ -23,16 +23,18 @@ from pipeline.environment import ROOT, measured
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.files import temporary_folder, write_atomically
 
-_LIGHT = "tests/commands/test_light.py::test_"
+_CUTS, _LIGHT = "tests/slurm/test_cuts.py", "tests/commands/test_light.py::test_"
 TESTS = {
     "batch_file": ("tests/slurm/test_slurm.py",),
     "chain": (
-        *(f"tests/slurm/test_{name}.py" for name in ("cuts", "accounting", "shards")),
+        *(_CUTS, "tests/slurm/test_shards.py", "-k", "not with_accounting"),
         f"{_LIGHT}a_login_node_needs_nothing_heavy",
         f"{_LIGHT}a_chain_is_shown_without_torch",
         f"{_LIGHT}the_state_of_a_run_is_shown_without_torch",
     ),
+    "accounting": (_CUTS, "tests/slurm/test_accounting.py", "-k", "accounting"),
 }
+"""Arguments of pytest."""
 NOT_MEASURED = "GPUs, several machines, a cluster's own network and file system"
 
 
