@@ -3,9 +3,10 @@
     python benchmarks/slurm.py batch_file|chain|accounting --json FILE
 
 `batch_file`: training by slurm/train.sbatch alone. `chain`: runs by slurm/submit.py, where jobs may be requeued and
-where they may not; shards; and how long submit.py and status.py take. `accounting`: the same runs on a SLURM that has it,
-and what status.py makes of it. Each test that cuts a run lets it go on, and compares its student with the uninterrupted
-run's, byte for byte. Needs root, and Debian's slurm-wlm and munge; for accounting slurmdbd and mariadb-server.
+where they may not; shards; and how long submit.py and status.py take. `accounting`: the same runs on a SLURM with
+accounting, and what status.py makes of it. Each test that cuts a run lets it go on, and compares its student with the
+uninterrupted run's, byte for byte. Needs root, and Debian's slurm-wlm and munge; for accounting slurmdbd and
+mariadb-server.
 """
 
 import argparse
