@@ -180,7 +180,7 @@ PLANTED = {
         "pipeline.reporting.tables -> pipeline.records",
     ),
     "reporting without the engine": (
-        {"pipeline/reporting/tables.py": LATE.format("pipeline.engine", "soundness")},
+        {"pipeline/reporting/tables.py": LATE.format("pipeline.engine", "anomalies")},
         "pipeline.reporting.tables must do without",
     ),
     "no torch on the ground floor": ({"pipeline/cost.py": "import torch"}, "pipeline.cost must do without"),

@@ -4,7 +4,7 @@ checkpoints/step_N/parameters.safetensors   fp32 parameters by name
                    exp_avg.safetensors      Adam's first moments
                    exp_avg_sq.safetensors   Adam's second moments
                    compaction.safetensors   what was retired when, and the running scores
-                   trainer.json             format, step, optimizer steps, loss scale, what the judge remembers
+                   trainer.json             format, step, optimizer steps, loss scale, what is known of anomalies
                    config.json              the BERT configuration of the model that is trained
                    complete.json            size and SHA-256 of every file above; written last
 checkpoints/latest                          name of the newest, replaced atomically
@@ -190,6 +190,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     tensors = {name: load_file(path / f"{name}.safetensors") for name in TENSOR_FILES}
     if trainer.pop("format") == CONVERTED:
         tensors |= {name: from_format_1(tensors[name]) for name in TENSOR_FILES if name != "compaction"}
+        trainer["anomalies"] = trainer.pop("judge")
     return Checkpoint(tensors, trainer, json.loads((path / "config.json").read_text(encoding="utf-8")))
 
 

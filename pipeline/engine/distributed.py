@@ -47,7 +47,7 @@ class World:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def together(self, action: Callable[[], Any]) -> Any:
+    def on_all(self, action: Callable[[], Any]) -> Any:
         """This rank's result of `action`, if it went well on every rank; else every rank raises the first error.
 
         Where one rank alone gave up, the others would wait for it in the next collective and report a lost
@@ -73,8 +73,8 @@ class World:
         return error
 
     def on_main(self, action: Callable[[], Any]) -> Any:
-        """What `action` returns on rank 0, on every rank; errors as in `together`."""
-        return self.broadcast(self.together(lambda: action() if self.is_main else None))
+        """What `action` returns on rank 0, on every rank; errors as in `on_all`."""
+        return self.broadcast(self.on_all(lambda: action() if self.is_main else None))
 
     def barrier(self) -> None:
         dist.barrier()

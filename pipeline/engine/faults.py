@@ -38,4 +38,4 @@ class Faults:
 
     def raise_together(self) -> None:
         """Raise what any rank has met. All ranks must call."""
-        self._world.together(self.raise_own)
+        self._world.on_all(self.raise_own)

@@ -59,7 +59,7 @@ def train(recipe: Recipe, deepspeed_path: Path, directory: Path, world: World) -
     """Run the recipe; True if it was trained to its end."""
     with DirectoryLock(directory) as lock:
         checkpoint_path, faults = world.on_main(lambda: resume_point(directory, recipe, lock))
-        inputs = world.together(lambda: prepare(recipe, deepspeed_path, world.size, checkpoint_path))
+        inputs = world.on_all(lambda: prepare(recipe, deepspeed_path, world.size, checkpoint_path))
         world.on_main(lambda: record_start(directory, recipe, inputs.deepspeed_config, sys.argv, lock))
         with Watch(directory, world, recipe.train.hang_minutes) as watch:
             text = describe_text(inputs.data, inputs.heldout, recipe.train.steps * recipe.train.global_batch)
@@ -69,7 +69,7 @@ def train(recipe: Recipe, deepspeed_path: Path, directory: Path, world: World) -
 def run(recipe: Recipe, inputs: Inputs, directory: Path, world: World, watch: Watch, notices: list[str]) -> bool:
     """Train, and say what happens; True if the end was reached."""
     first_step = inputs.checkpoint.step if inputs.checkpoint else 0
-    log = world.together(lambda: RunLog(directory, first_step, recipe.train) if world.is_main else None)
+    log = world.on_all(lambda: RunLog(directory, first_step, recipe.train) if world.is_main else None)
     if log:
         for sentence in notices:
             log.say(sentence)
@@ -95,7 +95,7 @@ def run(recipe: Recipe, inputs: Inputs, directory: Path, world: World, watch: Wa
                 log.say(f"stopped on request at step {trainer.step}, {written} ({reason})")
             log.close()
 
-    world.together(say_farewell)
+    world.on_all(say_farewell)
     return finished
 
 

@@ -32,6 +32,7 @@ from pipeline.config import Recipe
 from pipeline.data.ahead import collate, read_ahead
 from pipeline.data.loader import HeldOutData, Share, TrainingData
 from pipeline.data.masking import MaskedBatch
+from pipeline.engine.anomalies import Anomalies, StepResult, describe_windows
 from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
 from pipeline.engine.compaction import CompactionState
 from pipeline.engine.deepspeed_config import precision
@@ -41,7 +42,6 @@ from pipeline.engine.micro_step import dropout_seed
 from pipeline.engine.model_engine import ModelEngine
 from pipeline.engine.optimizer import head_warmup, learning_rates
 from pipeline.engine.run_log import RunLog
-from pipeline.engine.soundness import Judge, StepResult, describe_windows
 from pipeline.engine.stopping import StopRequest
 from pipeline.engine.telemetry import Telemetry, compactor_norms, trained_shape
 from pipeline.engine.watch import Watch
@@ -83,7 +83,7 @@ class Trainer:
         self.directory, self.log, self._heldout_hash = directory, log, heldout.source.tokens_hash
         self.step = 0
         self.saved: int | None = None
-        self.judge = Judge()
+        self.anomalies = Anomalies()
         self.faults = Faults(world)
         self.accumulation = deepspeed_config["gradient_accumulation_steps"]
         self.micro_batch = deepspeed_config["train_micro_batch_size_per_gpu"]
@@ -98,7 +98,7 @@ class Trainer:
         self.engine = ModelEngine(built.module, recipe.train, deepspeed_config, world, self.telemetry.clock, say)
         self._collate = partial(collate, documents=recipe.data.separate_documents)
         # Read once and kept, so that a fault in them shows before the first step.
-        kept = world.together(lambda: list(heldout.batches(self.micro_batch, world.rank, world.size)))
+        kept = world.on_all(lambda: list(heldout.batches(self.micro_batch, world.rank, world.size)))
         self.heldout = [(self._collate(batch), valid) for batch, valid in kept]
         self.stop = StopRequest(directory, world)
 
@@ -107,7 +107,7 @@ class Trainer:
         trainer = checkpoint.trainer
         self.engine.restore(checkpoint.tensors, trainer["optimizer_steps"], trainer["loss_scale"])
         self.step = self.saved = checkpoint.step
-        self.judge.load_state_dict(trainer["judge"])
+        self.anomalies.load_state_dict(trainer["anomalies"])
         if self.compaction:
             self.compaction.load_state_dict(checkpoint.tensors["compaction"])
 
@@ -132,7 +132,7 @@ class Trainer:
             return False
         while self.step < train.steps:
             result = self._optimizer_step(batches)
-            event = self.judge.judge(result)
+            event = self.anomalies.find(result)
             self.step += 1
             last = self.step == train.steps
             evaluate = last or self.step % train.evaluate_every == 0
@@ -143,7 +143,7 @@ class Trainer:
                     self._log(result, event, evaluate)
             if self.log and not last and self.step == head_warmup(self.recipe.teacher, self.built.head_is_new):
                 self.log.say(f"step {self.step}: the new MLM head has warmed up, the whole model trains from here on")
-            if self.judge.in_a_row >= train.max_skipped_in_a_row:
+            if self.anomalies.in_a_row >= train.max_skipped_in_a_row:
                 raise self.world.said_once(self._unsound())
             stopping = result.stop and not last
             if last or stopping or self.step % train.checkpoint_interval == 0:
@@ -226,17 +226,17 @@ class Trainer:
         if event == "overflow":
             what = f"the gradients overflow at loss scale {result.loss_scale:g}, step skipped"
         elif event == "skipped":
-            what = f"loss or gradient is no finite number, step skipped ({self.judge.in_a_row} in a row)"
+            what = f"loss or gradient is no finite number, step skipped ({self.anomalies.in_a_row} in a row)"
         else:
-            what = f"loss {result.loss:.4f} is far above the usual {self.judge.usual_loss:.4f}"
+            what = f"loss {result.loss:.4f} is far above the usual {self.anomalies.usual_loss:.4f}"
         windows = "" if event == "overflow" else f"; {describe_windows(self._windows())}"
         self.log.say(f"step {self.step}: {what}{windows}")
 
     def _unsound(self) -> UserError:
         return UserError(
-            f"loss or gradient was no finite number in {self.judge.in_a_row} steps in a row, up to step {self.step}, "
-            f"which had {describe_windows(self._windows())}: lower the learning rates, or look for what is wrong with "
-            "the text or the teacher"
+            f"loss or gradient was no finite number in {self.anomalies.in_a_row} steps in a row, up to step "
+            f"{self.step}, which had {describe_windows(self._windows())}: lower the learning rates, or look for what "
+            "is wrong with the text or the teacher"
         )
 
     def _windows(self) -> list[list[int]]:
@@ -266,7 +266,7 @@ class Trainer:
             "accuracy": result.accuracy,
             "gradient_norm": self._norm_of(result),
             "kept": self.compaction.schedule.open_count() if self.compaction else {},
-            "skipped_steps": self.judge.skipped,
+            "skipped_steps": self.anomalies.skipped,
             "checkpoint_share": self.checkpoint_share(),
         }
         if event:
@@ -322,7 +322,7 @@ class Trainer:
             "shards": [source.tokens_hash for source in self.data.sources],
             "heldout": self._heldout_hash,
             "consumed": self.data.consumed(self.step * self.recipe.train.global_batch),
-            "judge": self.judge.state_dict(),
+            "anomalies": self.anomalies.state_dict(),
             "loss_scale": self.engine.scaler.state_dict(),
         }
         checkpoint = Checkpoint({**state, "compaction": compaction}, trainer, save_config(self.built.bert_config))

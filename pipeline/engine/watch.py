@@ -87,7 +87,7 @@ class Watch:
     def __init__(self, directory: Path, world: World, minutes: float) -> None:
         self._rank, self._minutes = world.rank, minutes
         self._path = directory / STACKS / f"rank_{world.rank}.txt"
-        self._file: TextIO = world.together(self._open)
+        self._file: TextIO = world.on_all(self._open)
         faulthandler.register(_DUMP, file=self._file, all_threads=True)
         own = Process.own()
         processes = world.gather(own)

@@ -90,11 +90,11 @@ def test_a_checkpoint_of_format_1_is_read_as_one_of_today(tmp_path, monkeypatch)
     selected = {"selected_at.residual": torch.arange(4)}
     tensors = {"parameters": old, "exp_avg": moments, "exp_avg_sq": {}, "compaction": selected}
     monkeypatch.setattr(checkpoint_module, "FORMAT", 1)
-    path = save_checkpoint(tmp_path, Checkpoint(tensors, {"step": 3}, {"vocab_size": 61}), keep=1)
+    path = save_checkpoint(tmp_path, Checkpoint(tensors, {"step": 3, "judge": {"seen": 1}}, {"vocab_size": 61}), keep=1)
     assert json.loads((path / "trainer.json").read_text())["format"] == 1
     monkeypatch.undo()
     found = load_checkpoint(path)
-    assert found.trainer == {"step": 3} and found.tensors["exp_avg_sq"] == {}
+    assert found.trainer == {"step": 3, "anomalies": {"seen": 1}} and found.tensors["exp_avg_sq"] == {}
     assert torch.equal(found.tensors["compaction"]["selected_at.residual"], torch.arange(4))
     for kind, expected in (("parameters", old), ("exp_avg", moments)):
         assert all(torch.equal(found.tensors[kind][name], t) for name, t in from_format_1(expected).items())

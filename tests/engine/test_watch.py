@@ -208,7 +208,7 @@ def test_an_error_of_one_rank_at_the_start_does_not_keep_the_other_waiting(tmp_p
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from pipeline.engine import distributed\n"
         "world = distributed.start()\n"
-        "world.together(lambda: 1 / (1 - world.rank))\n"
+        "world.on_all(lambda: 1 / (1 - world.rank))\n"
     )
     codes, _, err = Ranks(tmp_path, "-c", program).end()
     assert codes == [1, 1]

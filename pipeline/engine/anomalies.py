@@ -1,6 +1,6 @@
 """Is the training sound? Steps without finite numbers are counted, and losses far above the usual are pointed out.
 
-The judge sees the same numbers on every rank and so comes to the same decision without asking.
+Every rank sees the same numbers, and so all ranks come to the same decision without asking.
 """
 
 import math
@@ -37,7 +37,7 @@ class StepResult:
     stop: bool
 
 
-class Judge:
+class Anomalies:
     """Counts skipped steps and finds loss spikes.
 
     Attributes:
@@ -50,7 +50,7 @@ class Judge:
         self.skipped = self.in_a_row = 0
         self._seen, self._mean, self._variance = 0, 0.0, 0.0
 
-    def judge(self, result: StepResult) -> str | None:
+    def find(self, result: StepResult) -> str | None:
         """`overflow`, `skipped` or `spike`; None for an ordinary step."""
         if not result.applied:
             self.skipped += 1
