@@ -55,7 +55,7 @@ def randomise_compactors(model: CompactedBert, scale: float = 0.3, seed: int = 1
         for name, parameter in model.named_parameters():
             if name.endswith("_delta"):
                 noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.copy_(noise * scale / parameter.shape[0] ** 0.5)
+                parameter.copy_(noise * scale / parameter.shape[-1] ** 0.5)
 
 
 def close_random_gates(model: CompactedBert, seed: int = 2) -> None:
