@@ -116,11 +116,13 @@ class Inputs:
         return list(read_json_lines(self.folder / run / "metrics.jsonl"))
 
     def about(self, run: str) -> Result:
-        """On which device a run was, and whether that recorded its micro-steps."""
+        """On which device a run was, whether that recorded its micro-steps, and what it said of being narrowed."""
         on_gpu = all("gpu" in line["memory_gib"] for line in self.metrics(run))
-        refused = [line for line in self.said(run).splitlines() if "cannot be recorded" in line]
+        lines = self.said(run).splitlines()
+        refused = [line for line in lines if "cannot be recorded" in line]
         graph = refused[0] if refused else "recorded" if on_gpu else "no GPU"
-        return {"device": "cuda" if on_gpu else "cpu", "graph": graph}
+        narrowed = [line.split(":")[0] for line in lines if "narrowed to" in line]
+        return {"device": "cuda" if on_gpu else "cpu", "graph": graph, "narrowed_at": narrowed}
 
     def state(self, run: str, step: int) -> dict[str, torch.Tensor]:
         """Every tensor of a checkpoint."""
@@ -153,21 +155,24 @@ def small_inputs(scale: Scale, folder: Path, steps: int, compaction: dict[str, A
     return inputs
 
 
-def skip(scale: Scale, result: Result, folder: Path) -> None:
+def every_stage(scale: Scale, inputs: Inputs) -> dict[str, Path]:
+    """DeepSpeed configurations of every stage and precision, by name."""
+    pairs = [(stage, precision) for stage in scale.stages for precision in scale.precisions]
+    return {f"zero{stage}_{precision}": inputs.deepspeed(stage, precision, SMALL_MICRO) for stage, precision in pairs}
+
+
+def skip(scale: Scale, result: Result, folder: Path) -> bool:
     """Whether a step without a finite gradient leaves everything as it was, and the training goes on."""
     spoiled, steps = {"full width": 2, "narrowed": 6}, 8
     schedule = {"start_step": 3, "increments": 1, "decay_steps": 1}
     inputs = small_inputs(scale, folder, steps, schedule, checkpoint_every=1, keep_checkpoints=steps)
     script = (SPOILED, ",".join(map(str, spoiled.values())))
-    runs = [f"zero{stage}_{precision}" for stage in scale.stages for precision in scale.precisions]
-    commands = {
-        name: inputs.command(name, inputs.deepspeed(int(name[4]), name[6:], SMALL_MICRO), script=script)
-        for name in runs
-    }
+    configs = every_stage(scale, inputs)
+    commands = {name: inputs.command(name, config, script=script) for name, config in configs.items()}
     errors = inputs.train(commands, scale.at_once)
-    for name in runs:
-        result[name] = {"error": errors[name]} if name in errors else skipped(inputs, name, spoiled, steps)
-    result["all_skipped"] = all(found.get("skipped") for found in result.values())
+    runs = result["runs"] = {name: {"error": error} for name, error in errors.items()}
+    runs |= {name: skipped(inputs, name, spoiled, steps) for name in configs if name not in errors}
+    return all(found.get("skipped") and found["device"] == scale.device for found in runs.values())
 
 
 def skipped(inputs: Inputs, run: str, spoiled: dict[str, int], steps: int) -> Result:
@@ -195,22 +200,26 @@ def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     return one is not None and other is not None and torch.equal(one, other)
 
 
-def zero(scale: Scale, result: Result, folder: Path) -> None:
+def zero(scale: Scale, result: Result, folder: Path) -> bool:
     """Whether every stage and precision trains, narrows, resumes and folds here."""
     steps, interrupted = 12, 4
     schedule = {"start_step": 2, "interval_steps": 1, "increments": 3, "decay_steps": 2}
     keep = {"checkpoint_every": interrupted, "keep_checkpoints": 9, "evaluate_every": 5}
     inputs = small_inputs(scale, folder, steps, schedule, **keep)
-    runs = [f"zero{stage}_{precision}" for stage in scale.stages for precision in scale.precisions]
-    configs = {name: inputs.deepspeed(int(name[4]), name[6:], SMALL_MICRO) for name in runs}
-    errors = inputs.train({name: inputs.command(name, configs[name]) for name in runs}, scale.at_once)
-    trained = [name for name in runs if name not in errors]
+    configs = every_stage(scale, inputs)
+    errors = inputs.train({name: inputs.command(name, config) for name, config in configs.items()}, scale.at_once)
+    runs = result["runs"] = {name: {"error": error} for name, error in errors.items()}
+    trained = [name for name in configs if name not in errors]
     for name in trained:
         interrupt(folder / name, folder / f"{name}_resumed", interrupted)
     resumed = {f"{name}_resumed": inputs.command(f"{name}_resumed", configs[name]) for name in trained}
-    errors |= inputs.train(resumed, scale.at_once)
-    for name in runs:
-        result[name] = {"error": errors[name]} if name in errors else stage_result(inputs, name, steps, errors)
+    errors = inputs.train(resumed, scale.at_once)
+    for name in trained:
+        runs[name] = stage_result(inputs, name, steps, errors.get(f"{name}_resumed"))
+    return all(
+        found.get("resumes") == "bit for bit" and "target" in found["folds"] and found["device"] == scale.device
+        for found in runs.values()
+    )
 
 
 def interrupt(run: Path, copy: Path, at: int) -> None:
@@ -221,16 +230,14 @@ def interrupt(run: Path, copy: Path, at: int) -> None:
             shutil.rmtree(checkpoint)
 
 
-def stage_result(inputs: Inputs, run: str, steps: int, errors: dict[str, str]) -> Result:
-    lines = inputs.metrics(run)
-    found: Result = {**inputs.about(run), "losses": [line["loss"] for line in lines]}
+def stage_result(inputs: Inputs, run: str, steps: int, resumption_error: str | None) -> Result:
     again = f"{run}_resumed"
-    if again in errors:
-        found["resumes"] = errors[again]
-    else:
+    found: Result = {**inputs.about(run), "losses": [line["loss"] for line in inputs.metrics(run)]}
+    found["resumed_losses"] = [line["loss"] for line in inputs.metrics(again)]
+    found["resumes"] = resumption_error
+    if not resumption_error:
         differ = differing(inputs.state(run, steps), inputs.state(again, steps))
-        found["resumes"] = "bit for bit" if not differ else f"differs in {len(differ)}: {', '.join(differ[:5])}"
-        found["resumed_losses"] = [line["loss"] for line in inputs.metrics(again)]
+        found["resumes"] = f"differs in {len(differ)}: {', '.join(differ[:5])}" if differ else "bit for bit"
     student = inputs.folder / f"{run}_student"
     try:
         fold_run(inputs.folder / run, student)
@@ -241,28 +248,34 @@ def stage_result(inputs: Inputs, run: str, steps: int, errors: dict[str, str]) -
     return found
 
 
-def trainer(scale: Scale, result: Result, folder: Path) -> None:
+def trainer(scale: Scale, result: Result, folder: Path) -> bool:
     """How fast the trainer is, and what it waits for.
 
     At full width its steps score gates until they begin to close, as in recipes/fast_bert_base_to_11m.yaml.
     """
-    phase, heads = scale.phase, scale.teacher.heads
-    log_every = max(phase // 6, 1)
-    interval = phase // 3
-    schedule = {"start_step": phase, "interval_steps": interval, "increments": 2, "decay_steps": phase - interval}
-    inputs = Inputs(folder, scale.device, threads=max(1, (os.cpu_count() or 2) // 2))
-    train = {"steps": 4 * phase, "global_batch": 2 * scale.windows, "log_every": log_every}
-    train |= {"checkpoint_every": 4 * phase, "evaluate_every": 4 * phase}
-    data = {"seq_len": scale.seq_len, "heldout_windows": min(scale.windows, 64)}
-    target = {"hidden": scale.target, "head_size": scale.target // heads}
-    inputs.make(scale.teacher, scale.tokens, {"data": data, "target": target, "compaction": schedule, "train": train})
-    sizes = (scale.windows, 2 * scale.windows) if scale.device == "cuda" else (scale.windows,)
-    for micro_batch in sizes:
+    inputs = timed_inputs(scale, folder)
+    result["runs"] = {}
+    for micro_batch in (scale.windows, 2 * scale.windows) if scale.device == "cuda" else (scale.windows,):
         name = f"micro_batch_{micro_batch}"
         errors = inputs.train({name: inputs.command(name, inputs.deepspeed(1, "bf16", micro_batch))}, at_once=1)
-        result[name] = {"error": errors[name]} if errors else speeds(inputs, name, phase)
+        result["runs"][name] = {"error": errors[name]} if errors else speeds(inputs, name, scale.phase)
         shutil.rmtree(folder / name, ignore_errors=True)
     result["setting"] = {"global_batch": 2 * scale.windows, "seq_len": scale.seq_len, "zero": 1, "precision": "bf16"}
+    graph = "recorded" if scale.device == "cuda" else "no GPU"
+    return all(found.get("graph") == graph for found in result["runs"].values())
+
+
+def timed_inputs(scale: Scale, folder: Path) -> Inputs:
+    """As many steps at full width as in closing, and twice as many narrowed."""
+    phase, interval = scale.phase, scale.phase // 3
+    inputs = Inputs(folder, scale.device, threads=max(1, (os.cpu_count() or 2) // 2))
+    train = {"steps": 4 * phase, "global_batch": 2 * scale.windows, "log_every": max(phase // 6, 1)}
+    train |= {"checkpoint_every": 4 * phase, "evaluate_every": 4 * phase}
+    schedule = {"start_step": phase, "interval_steps": interval, "increments": 2, "decay_steps": phase - interval}
+    data = {"seq_len": scale.seq_len, "heldout_windows": min(scale.windows, 64)}
+    target = {"hidden": scale.target, "head_size": scale.target // scale.teacher.heads}
+    inputs.make(scale.teacher, scale.tokens, {"data": data, "target": target, "compaction": schedule, "train": train})
+    return inputs
 
 
 def speeds(inputs: Inputs, run: str, phase: int) -> Result:

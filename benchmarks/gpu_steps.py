@@ -25,7 +25,6 @@ from benchmarks.steps import (
     make_batches,
     make_rows,
     measure,
-    seconds_of,
     without_stderr,
 )
 from pipeline.compaction.model import CompactedBert
@@ -128,7 +127,7 @@ def torch_device(device: str) -> torch.device:
     return torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
 
 
-def capture(scale: Scale, result: Result, folder: Path) -> None:
+def capture(scale: Scale, result: Result, folder: Path) -> bool:
     """Whether a recorded micro-step is the step, and whether seeds mean there what they mean elsewhere."""
     layers, windows = scale.capture
     recorded = scale.device == "cuda"
@@ -145,7 +144,7 @@ def capture(scale: Scale, result: Result, folder: Path) -> None:
         case = ", ".join([name, *["documents apart"] * apart, f"dropout {dropout}"])
         result["cases"][case] = compared(models[name], inputs, dropout, recorded)
         print(f"{case}: {result['cases'][case]['verdict']}", flush=True)
-    result["equal"] = all(found["verdict"].startswith("equal") for found in result["cases"].values())
+    return all(found["verdict"].startswith("equal") for found in result["cases"].values())
 
 
 def forms(models: dict[str, nn.Module]) -> dict[str, Model]:
@@ -163,7 +162,7 @@ def forms(models: dict[str, nn.Module]) -> dict[str, Model]:
         "gate": closing,
         "gate with gradient": scored,
         "narrowed": models["narrowed"],
-    }  # type: ignore[dict-item]
+    }
 
 
 def named(batch: MicroBatch) -> dict[str, Tensor]:
@@ -237,17 +236,17 @@ def largest_difference(ones: list[Outcome], others: list[Outcome]) -> list[float
     return [max(losses), max(gradients)]
 
 
-def steps(scale: Scale, result: Result, folder: Path) -> None:
-    """Step times with utilisation."""
-    time_steps(scale.setting(scale.windows), scale.rounds, result)
+def steps(scale: Scale, result: Result, folder: Path) -> bool:
+    """Step times with utilisation; holds if the micro-steps were recorded, where there is a GPU."""
+    return time_steps(scale.setting(scale.windows), scale.rounds, result)
 
 
-def steps_double(scale: Scale, result: Result, folder: Path) -> None:
+def steps_double(scale: Scale, result: Result, folder: Path) -> bool:
     """The same with twice the tokens."""
-    time_steps(scale.setting(2 * scale.windows), scale.rounds, result)
+    return time_steps(scale.setting(2 * scale.windows), scale.rounds, result)
 
 
-def time_steps(setting: Setting, rounds: int, result: Result) -> None:
+def time_steps(setting: Setting, rounds: int, result: Result) -> bool:
     """The table of step_time.py; without the chained form where that does not fit into memory."""
     result["setting"] = asdict(setting)
     try:
@@ -258,6 +257,7 @@ def time_steps(setting: Setting, rounds: int, result: Result) -> None:
         gc.collect()
         torch.cuda.empty_cache()
         fill_table(setting, rounds, TIMED[1:], result)
+    return not result["said"]
 
 
 def fill_table(setting: Setting, rounds: int, variants: tuple[Variant, ...], result: Result) -> None:
@@ -269,7 +269,7 @@ def fill_table(setting: Setting, rounds: int, variants: tuple[Variant, ...], res
     for name in RECORDED:
         del summary[f"{name}_recorded"]["peak_bytes"]  # what a graph holds between steps is not seen
     result |= {"matrix_peak_flops": peak, "recorded": setting.device == "cuda" and not said, "said": said}
-    result["rows"] = summary
+    result |= {"rows": summary}
 
 
 def rows_of(
@@ -302,11 +302,11 @@ def recorded_row(setting: Setting, variant: Variant, model: nn.Module, said: lis
     return Row(variant, step, lambda: optimizer.bytes_held() + sum(p.nbytes for p in model.parameters()))
 
 
-def profile(scale: Scale, result: Result, folder: Path) -> None:
+def profile(scale: Scale, result: Result, folder: Path) -> bool:
     """Where the time of a step goes, launch by launch, recorded and not."""
     setting = scale.setting(scale.windows)
     batches = make_batches(setting)
-    rows, _ = rows_of(setting, batches, RECORDED)
+    rows, said = rows_of(setting, batches, RECORDED)
     result["rows"], text = {}, list[str]()
     for name, row in rows.items():
         for _ in range(3):
@@ -327,21 +327,18 @@ def profile(scale: Scale, result: Result, folder: Path) -> None:
         listed = kernels.table(sort_by=order, row_limit=KERNELS, max_name_column_width=80)
         text.append(f"{name}: {result['rows'][name]}\n{listed}")
         (folder / PROFILE).write_text("\n\n".join(text) + "\n", encoding="utf-8")
+    return not said
 
 
 def host_and_device(setting: Setting, row: Row, batches: list[MicroBatch], steps: int = 5) -> tuple[float, float]:
     """Seconds of a step until the host has launched it, and until the device is done."""
     setting.synchronise()
     began = time.perf_counter()
-
-    def work() -> float:
-        for _ in range(steps):
-            row.step(batches)
-        return time.perf_counter() - began
-
-    launched: list[float] = []
-    whole = seconds_of(setting, lambda: launched.append(work()))
-    return launched[0] / steps, whole / steps
+    for _ in range(steps):
+        row.step(batches)
+    launched = time.perf_counter()
+    setting.synchronise()
+    return (launched - began) / steps, (time.perf_counter() - began) / steps
 
 
 @contextlib.contextmanager
