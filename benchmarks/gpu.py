@@ -11,11 +11,12 @@
    second time with the micro-step recorded.
 5. `trainer`: tokens/s of real runs of a teacher of BERT-base's shape at full width, closing and narrowed, and the share
    of the time that waits for data, for two sizes of the micro-batch.
-6. `profile`: kernels of one step of student and narrowed, as tables in FILE's name with `_profile.txt`.
+6. `profile`: kernels of one step of student and narrowed, as tables in a text file beside FILE.
+7. `compiled`: whether torch.compile still helps once the micro-step is recorded. Compiling takes a minute or two.
 
 FILE is written anew after each section. Each says whether what it is about `holds`. One that raises has its `error`
-there and the others run; the exit code is 1 unless all hold. On an H200 all of it takes about six minutes. Nothing is
-fetched: teachers and shards are made up.
+there and the others run; the exit code is 1 unless all hold. The sections before the last are meant to fit into
+six minutes on an H200. Nothing is fetched: teachers and shards are made up.
 
 --cpu rehearses everything with tiny shapes in a few seconds. A CPU records nothing, so `capture` then compares a
 step with itself, and fp16 is left out; the result says both.
@@ -50,6 +51,7 @@ SECTIONS: dict[str, Callable[[Scale, Result, Path], bool]] = {
     "steps_double": gpu_steps.steps_double,
     "trainer": gpu_runs.trainer,
     "profile": gpu_steps.profile,
+    "compiled": gpu_steps.compiled,
 }
 """Each fills in its part of the results as it goes and returns whether what it checks holds. The folder is for its
 files and goes away afterwards."""

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import itertools
+import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -25,10 +26,12 @@ from benchmarks.steps import (
     make_batches,
     make_rows,
     measure,
+    ratios,
     without_stderr,
 )
 from pipeline.compaction.model import CompactedBert
 from pipeline.cost import Batch, Variant
+from pipeline.engine import micro_step as micro_steps
 from pipeline.engine.micro_step import MicroStep, masked_lm_of
 from pipeline.models.encoder import Form
 from pipeline.models.plain import PlainBert
@@ -246,6 +249,14 @@ def steps_double(scale: Scale, result: Result, folder: Path) -> bool:
     return time_steps(scale.setting(2 * scale.windows), scale.rounds, result)
 
 
+def compiled(scale: Scale, result: Result, folder: Path) -> bool:
+    """Whether torch.compile still helps once a step is recorded."""
+    setting = scale.setting(scale.windows)
+    result["setting"] = asdict(setting)
+    fill_table(setting, scale.rounds, RECORDED, result, compile_too=True)
+    return not result["said"]
+
+
 def time_steps(setting: Setting, rounds: int, result: Result) -> bool:
     """The table of step_time.py; without the chained form where that does not fit into memory."""
     result["setting"] = asdict(setting)
@@ -260,37 +271,50 @@ def time_steps(setting: Setting, rounds: int, result: Result) -> bool:
     return not result["said"]
 
 
-def fill_table(setting: Setting, rounds: int, variants: tuple[Variant, ...], result: Result) -> None:
+def fill_table(
+    setting: Setting, rounds: int, variants: tuple[Variant, ...], result: Result, compile_too: bool = False
+) -> None:
     batches = make_batches(setting)
-    rows, said = rows_of(setting, batches, variants)
+    rows, said = rows_of(setting, batches, variants, compile_too)
     peak = measure(setting, rows, batches, rounds)
     summary = summarise(setting, rows, peak, {})
     print(table(summary), flush=True)
-    for name in RECORDED:
-        del summary[f"{name}_recorded"]["peak_bytes"]  # what a graph holds between steps is not seen
+    for name in summary:
+        if name.endswith("_recorded"):
+            del summary[name]["peak_bytes"]  # what a graph holds between steps is not seen
     result |= {"matrix_peak_flops": peak, "recorded": setting.device == "cuda" and not said, "said": said}
-    result |= {"rows": summary}
+    pairs = ratios(rows["narrowed_recorded"], rows["student_recorded"])
+    result["narrowed_over_student_recorded"] = {"median": statistics.median(pairs), "range": [min(pairs), max(pairs)]}
+    result["rows"] = summary
 
 
 def rows_of(
-    setting: Setting, batches: list[MicroBatch], variants: tuple[Variant, ...]
+    setting: Setting, batches: list[MicroBatch], variants: tuple[Variant, ...], compile_too: bool = False
 ) -> tuple[dict[str, Row], list[str]]:
     """The rows, those that are recorded behind the others, and where to look for what could not be recorded."""
     ids, positions, labels = (tensor[:4] for tensor in batches[0])
     models = build_models(setting, (ids, positions, labels))
     said: list[str] = []
     rows = make_rows(setting, models, variants)
-    return rows | {f"{name}_recorded": recorded_row(setting, name, models[name], said) for name in RECORDED}, said
+    for name in RECORDED:
+        rows[f"{name}_recorded"] = recorded_row(setting, name, models[name], said)
+        if compile_too:
+            rows[f"{name}_compiled_recorded"] = recorded_row(setting, name, models[name], said, compile_too)
+    return rows, said
 
 
-def recorded_row(setting: Setting, variant: Variant, model: nn.Module, said: list[str]) -> Row:
+def recorded_row(
+    setting: Setting, variant: Variant, model: nn.Module, said: list[str], compile_too: bool = False
+) -> Row:
     """An optimizer step whose micro-batches go through the trainer's own micro-step, recorded where there is a GPU."""
     assert isinstance(model, (PlainBert, CompactedBert))
-    optimizer = Optimizer(model)
+    optimizer, on_gpu = Optimizer(model), setting.device == "cuda"
+    loss_of = masked_lm_of(model.form)
+    if compile_too:
+        # A rehearsal needs no compiler.
+        loss_of = micro_steps.compiled(loss_of, "inductor" if on_gpu else "eager")
     device = torch_device(setting.device)
-    micro_step = MicroStep(
-        masked_lm_of(model.form), setting.micro_batches, device, untimed, setting.device == "cuda", said.append
-    )
+    micro_step = MicroStep(loss_of, setting.micro_batches, device, untimed, on_gpu, said.append)
 
     def step(batches: list[MicroBatch]) -> None:
         micro_step.begin(model())

@@ -24,7 +24,7 @@ def rehearse(monkeypatch, path, *sections: str) -> tuple[int, dict]:
 
 
 def test_what_runs_in_one_process_is_rehearsed(monkeypatch, tmp_path):
-    names = ("capture", "steps", "steps_double", "profile")
+    names = ("capture", "steps", "steps_double", "profile", "compiled")
     code, found = rehearse(monkeypatch, tmp_path / "out.json", *names)
     assert code == 0 and all(section["holds"] for section in found.values())
     assert found["capture"]["compared"] == "eager with eager: a CPU records nothing"
@@ -35,6 +35,7 @@ def test_what_runs_in_one_process_is_rehearsed(monkeypatch, tmp_path):
         assert batch["windows"] * batch["seq_len"] == tokens and not found[name]["recorded"]
         assert found[name]["rows"].keys() == rows
         assert all(row["utilisation"] > 0 and len(row["seconds"]) == 1 for row in found[name]["rows"].values())
+    assert found["compiled"]["rows"].keys() >= {"student_recorded", "student_compiled_recorded", "narrowed"}
     assert "aten::" in (tmp_path / "out_profile.txt").read_text()
     assert all(row["step_ms"] >= row["host_ms"] > 0 for row in found["profile"]["rows"].values())
 
