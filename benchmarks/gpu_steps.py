@@ -45,8 +45,11 @@ Outcome = tuple[float, dict[str, Tensor]]
 TIMED: tuple[Variant, ...] = ("chained", "composed", "narrowed", "student")
 RECORDED: tuple[Variant, ...] = ("student", "narrowed")
 DROPOUT = 0.1
-STEPS = ((1, 1.0), (2, 1.0), (1, 1.0), (3, 1.01))
+STEPS = ((1, 1.0), (2, 1.0), (1, 1.0), (3, 1.1))
 """Optimizer steps that are compared: the seed, and what all parameters are multiplied by before."""
+ROUNDING = (1e-4, 1e-2)
+"""Relative differences of losses and gradients that sums in another order make in bf16; a stale tensor, a forgotten
+micro-batch or another seed make more."""
 PROFILE = "profile.txt"
 KERNELS = 25
 """Rows of a profile's table."""
@@ -219,9 +222,11 @@ def compared(model: Model, batches: list[dict[str, Tensor]], dropout: float, rec
         found["verdict"] = "differs: seeds do not decide the loss"
     elif max(apart) == 0:
         found["verdict"] = "equal bit for bit"
+    elif all(a <= 2 * n for a, n in zip(apart, noise, strict=True)):
+        found["verdict"] = "equal within twice what differs without a graph"
     else:
-        within = all(a <= 2 * n for a, n in zip(apart, noise, strict=True))
-        found["verdict"] = "equal within twice what differs without a graph" if within else "differs"
+        rounded = all(a <= limit for a, limit in zip(apart, ROUNDING, strict=True))
+        found["verdict"] = "equal to bf16's rounding" if rounded else "differs"
     return found
 
 
