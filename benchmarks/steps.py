@@ -310,8 +310,8 @@ def measure(
     """
     tiny = [tuple(t[:1] for t in batches[0])]
     for name, row in rows.items():
-        # Creates the moments, which are held from then on, or compiles for the shapes to come.
-        row.step(batches if name.endswith("_compiled") else tiny)
+        # Creates the moments, which are held from then on, or compiles or records for the shapes to come.
+        row.step(batches if name.endswith(("_compiled", "_recorded")) else tiny)
         row.peak = row.held() + peak_allocation(setting, lambda row=row: row.step(batches))
     peak = 0.0
     with torch._dynamo.config.patch(error_on_recompile=True):  # compiled steps must have settled by now
