@@ -214,7 +214,7 @@ class TrainConfig:
     log_every: int = 10
     compile: bool = False
     """Put the training forward pass through torch.compile. It takes a minute or more at the first step and wherever the
-    model changes its form: as gates begin to close, at the last choice, when it is narrowed."""
+    model changes its form: when gates first count, at the last choice, when it is narrowed."""
     cuda_graph: Literal["auto", "off"] = "auto"
     """auto: a GPU records the training of a micro-batch once and replays it. It computes the same either way."""
     embedding_init: Literal["random", "ppmi"] = "random"

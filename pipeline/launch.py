@@ -23,7 +23,8 @@ batch script too, which is one process: only inside a step of srun do they count
 
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 """glibc's numbers for mallopt(3)."""
-_KEPT_MIB = 128
+_KEPT_MIB = (128, 32)
+"""The larger one where it is accepted, which older versions of glibc do up to 32."""
 
 
 def keep_freed_memory() -> None:
@@ -34,8 +35,9 @@ def keep_freed_memory() -> None:
     Elsewhere than under glibc nothing happens.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        library.mallopt(_MMAP_THRESHOLD, _KEPT_MIB << 20)
-        library.mallopt(_TRIM_THRESHOLD, 4 * _KEPT_MIB << 20)
+        kept = next((size << 20 for size in _KEPT_MIB if library.mallopt(_MMAP_THRESHOLD, size << 20)), None)
+        if kept:  # set alone, the other one would fix the first at 128 KiB
+            library.mallopt(_TRIM_THRESHOLD, 4 * kept)
 
 
 def add_launcher_arguments(parser: argparse.ArgumentParser) -> None:

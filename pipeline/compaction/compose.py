@@ -47,7 +47,8 @@ def compose(
     is taken; after narrowing, the row compactor first halves the price of FFN-in.
 
     Args:
-        weight: (n, out, in).
+        weight: (n, out, in), or with matrices below one another: (n / m, m out, in). It is kept for the backward pass
+            as it is handed in: of a parameter, ZeRO-3 takes the memory away meanwhile.
         row_delta: (n, in, kept in), of the row compactors L on the input side.
         column_delta: (n, kept out, out), of the column compactors R on the output side.
         kept_in: (n, kept in), None for everything.
@@ -89,6 +90,7 @@ class _Compose(torch.autograd.Function):
         kept_in: Tensor | None,
         kept_out: Tensor | None,
     ) -> Tensor:
+        given, weight = weight, weight.view(len(row_delta), -1, weight.shape[-1])
         rows_first = composes_rows_first(weight.shape[1:], (column_delta.shape[1], row_delta.shape[2]))
         if rows_first:
             left = select(weight, kept_in, 2)
@@ -105,13 +107,13 @@ class _Compose(torch.autograd.Function):
         total = select(left, rest, dim).to(accumulation_dtype(weight.dtype)) + select(change, rest, dim)
         composed = torch.add(total, last, out=torch.empty_like(last))
         ctx.rows_first, ctx.kept_in, ctx.kept_out = rows_first, kept_in, kept_out
-        ctx.save_for_backward(weight, row_delta, column_delta, middle)
+        ctx.save_for_backward(given, row_delta, column_delta, middle)
         return composed
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weight, row_delta, column_delta, middle = ctx.saved_tensors
-        gradient = gradients[0]
+        given, row_delta, column_delta, middle = ctx.saved_tensors
+        gradient, weight = gradients[0], given.view(len(row_delta), -1, given.shape[-1])
         if ctx.rows_first:  # middle = W L
             back = _transposed_left(column_delta, gradient, ctx.kept_out)
             by_column, by_row = torch.bmm(gradient, middle.mT), torch.bmm(weight.mT, back)
@@ -120,7 +122,7 @@ class _Compose(torch.autograd.Function):
             back = _transposed_right(gradient, row_delta, ctx.kept_in)
             by_column, by_row = torch.bmm(back, weight.mT), torch.bmm(middle.mT, gradient)
             by_weight = _transposed_left(column_delta, back, ctx.kept_out)
-        return by_weight, by_row, by_column, None, None
+        return by_weight.view(given.shape), by_row, by_column, None, None
 
 
 def _transposed_left(delta: Tensor, right: Tensor, kept: Tensor | None) -> Tensor:

@@ -97,14 +97,13 @@ class CompactedBert(nn.Module):
         row_delta = self._stop_retired_gradient(self.get_parameter(f"{stack.name}_row_delta"), stack.reads, 2)
         column_delta = self._stop_retired_gradient(self.get_parameter(f"{stack.name}_column_delta"), stack.writes, 1)
         kept_in, kept_out = (self.kept(kind, count) for kind in (stack.reads, stack.writes))
-        # Q, K and V of a layer lie below one another, and each has compactors of its own.
-        weight = compose(whole.view(count, -1, whole.shape[-1]), row_delta, column_delta, kept_in, kept_out)
+        weight = compose(whole, row_delta, column_delta, kept_in, kept_out)
         bias = compose_bias(whole_bias.view(count, -1), column_delta, kept_out)
         if stack.gated == "rows" and not self.gates.idle:
-            gate = self._of_matrices(self.gates.of(stack.writes).to(weight.dtype), count)
-            weight, bias = weight * gate[:, :, None], bias * gate
+            gate = self._of_matrices(self.gates.of(stack.writes), count)
+            weight, bias = (weight * gate[:, :, None]).to(weight.dtype), (bias * gate).to(bias.dtype)
         elif stack.gated == "columns" and not self.gates.idle:
-            weight = weight * self.gates.of(stack.reads).to(weight.dtype)[:, None, :]
+            weight = (weight * self.gates.of(stack.reads)[:, None, :]).to(weight.dtype)
         return weight.view(layers, -1, weight.shape[-1]), bias.view(layers, -1)
 
     def kept(self, kind: Kind, count: int) -> Tensor | None:

@@ -131,8 +131,11 @@ class ProcessReader(BatchReader):
         with theirs:
             try:
                 self._start(theirs, shapes, pickle.dumps(sys.path) + pickle.dumps((data, first_step, share, shapes)))
-            except OSError as error:  # raised with the first micro-batch, where the other ranks learn of it
-                why = error.strerror or error
+            except (
+                OSError,
+                RuntimeError,
+            ) as error:  # raised with the first micro-batch, where the other ranks learn of it
+                why = getattr(error, "strerror", None) or error
                 self._error = LostError(f"rank {self._rank} cannot start its reader process: {why}; {_INSTEAD}")
 
     def _start(self, theirs: socket.socket, shapes: Shapes, job: bytes) -> None:

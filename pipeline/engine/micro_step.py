@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.errors import UserError
 from pipeline.models.encoder import Form, Tensors, encode
 from pipeline.models.loss import masked_lm_loss
 from pipeline.models.precision import accumulation_dtype
@@ -33,9 +34,11 @@ def dropout_seed(*keys: int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def generator_of(device: torch.device) -> torch.Generator:
-    """The one generator that dropout on the device draws from."""
-    return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+def seeding_of(device: torch.device) -> Callable[[int], object]:
+    """What seeds the one generator that dropout on the device draws from. torch.manual_seed seeds those of all."""
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index].manual_seed
+    return torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
 
 
 def masked_lm_of(form: Form) -> LossOf:
@@ -87,6 +90,9 @@ class MicroStep:
         clock: of the phases `forward` and `backward`; a replayed micro-step is all `backward`.
         recorded: let the device record the step, if it can.
         say: takes a sentence for the user.
+
+    Raises:
+        UserError: (by `run`) recording broke off in its middle, after which nothing can go on.
     """
 
     def __init__(
@@ -99,7 +105,7 @@ class MicroStep:
         say: Callable[[str], None] = print,
     ) -> None:
         self._loss_of, self._accumulation, self._clock = loss_of, accumulation, clock
-        self._device, self._generator = device, generator_of(device)
+        self._device, self._seed = device, seeding_of(device)
         self._records, self._say = recorded, say
         self._recording: Recording | None = None
 
@@ -129,7 +135,7 @@ class MicroStep:
         """
         if self._records and self._recording is None:
             self._record(batch)
-        self._generator.manual_seed(seed)
+        self._seed(seed)
         if self._recording:
             with self._clock("backward"):
                 self._recording.run(batch)
@@ -172,8 +178,7 @@ class MicroStep:
             self._recording.begin(self._leaves, self._scale)
         except RuntimeError as error:
             self._records, self._recording = False, None
-            reason = (str(error).splitlines() or [repr(error)])[0]
-            self._say(f"the training step cannot be recorded as a CUDA graph, and runs without: {reason}")
+            self._say(f"the training step cannot be recorded as a CUDA graph, and runs without: {_first_line(error)}")
 
 
 class Recording:
@@ -230,10 +235,21 @@ class Recording:
                 self._work()
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # Other threads (reading ahead, watching the other ranks) may call CUDA meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            self._work()
+        try:
+            # Other threads (reading ahead, watching the other ranks) may call CUDA meanwhile.
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._work()
+        except RuntimeError as error:
+            # A recording that breaks off leaves the stream, the allocator and the generator in the middle of it.
+            reason = _first_line(error)
+            raise UserError(
+                f"the training step cannot be recorded as a CUDA graph: set train.cuda_graph to off ({reason})"
+            ) from error
         return graph.replay
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [repr(error)])[0]
 
 
 def _form_of(leaves: Tensors) -> dict[str, tuple[torch.Size, bool]]:

@@ -14,11 +14,11 @@ from pipeline.launch import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-held = [bytearray(48 << 20) for _ in range(3)]
+held = [bytearray(24 << 20) for _ in range(3)]
 del held
 before = faults()
 for _ in range(5):
-    held = [bytearray(48 << 20) for _ in range(3)]
+    held = [bytearray(24 << 20) for _ in range(3)]
     del held
 print(faults() - before)
 """
@@ -30,4 +30,4 @@ def test_freed_memory_is_not_asked_for_again():
     for way in ("leave", "keep"):
         done = subprocess.run([sys.executable, "-c", SCRIPT, way], cwd=ROOT, capture_output=True, text=True, check=True)
         counts[way] = int(done.stdout)
-    assert counts["leave"] > 100_000 > 1000 > counts["keep"], counts  # pages of 4 KiB
+    assert counts["leave"] > 50 * max(counts["keep"], 1), counts

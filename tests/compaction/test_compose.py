@@ -100,6 +100,16 @@ def test_half_open_attention_and_ffn_gates_scale_what_the_design_says():
     assert all(torch.equal(gated[name][0], plain[name][0]) for name in ("qkv", "qkv_bias", "ffn_out"))
 
 
+def test_half_precision_meets_the_gates_in_fp32():
+    model = compacted(random_teacher(2), 15, 5, "dim").bfloat16()
+    plain = model()
+    value = torch.full((24,), 0.3)  # no number of bf16
+    set_gate(model, "attention.1", value)
+    gated = model()["qkv"][1]
+    assert torch.equal(gated, (plain["qkv"][1].float() * 0.3).bfloat16())
+    assert not torch.equal(gated, plain["qkv"][1] * value.bfloat16()[0])
+
+
 def test_penalty_stops_the_task_gradient_of_retired_rows_and_columns():
     template = compacted(random_teacher(2), 15, 5, "dim")
     model = CompactedBert(random_teacher(2), template.target, "dim", stops_gradient=True).double()

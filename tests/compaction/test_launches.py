@@ -34,8 +34,8 @@ COUNTED = {
     "student": (415, 465, 418),
     "composed": (543, 593, 546),
     "narrowed": (590, 640, 593),
-    "closing": (828, 878, 831),
-    "closing, scored": (936, 986, 939),
+    "closing": (835, 885, 838),
+    "closing, scored": (941, 991, 944),
 }
 """Launches of each form: with dropout 0 and windows of one document, with dropout, with documents apart."""
 
@@ -96,8 +96,4 @@ def test_a_step_launches_as_many_as_were_counted(form, case, monkeypatch):
     counts = launches(form, dropout=0.1 * (case == 1), apart=case == 2)
     # Other versions of torch may differ in a few.
     assert 0.97 * COUNTED[form][case] <= counts.total() <= COUNTED[form][case], counts
-
-
-@pytest.mark.parametrize("form", BARS)
-def test_the_bars_hold(form):
-    assert COUNTED[form][0] <= BARS[form]
+    assert case > 0 or form not in BARS or counts.total() <= BARS[form]

@@ -51,7 +51,7 @@ def test_every_head_size_and_both_kernels(heads, head_size, kernel):
 
 def test_all_gradients_are_those_of_transformers():
     model, labels = configured(layer_norm_eps=1e-3).double(), token_batch(seed=9)
-    ids = token_batch().clamp(min=1)  # transformers gives the row of padding, 0, no gradient; windows have none
+    ids = token_batch().clamp(min=1)  # transformers gives the row of padding, 0, no gradient as an input
     F.cross_entropy(model(input_ids=ids).logits.flatten(0, 1), labels.flatten()).backward()
     plain = PlainBert(model)
     loss, _ = masked_lm_loss(encode(plain(), plain.form, ids), labels)
