@@ -211,3 +211,22 @@ def test_logs_of_any_kind_are_read(tmp_path, text):
     (tmp_path / "log").write_text(text)
     assert "\n" not in progress.last_words(tmp_path / "log")
     assert progress.last_words(tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize(
+    ("sacct", "told"),
+    [
+        (None, {}),
+        ("sleep 10", {}),
+        ("echo 'Slurm accounting storage is disabled'; exit 1", {}),
+        ("echo '7|TIMEOUT'; exit 1", {}),
+        ("echo; echo 'x|'; echo '7|CANCELLED by 0'", {"7": "CANCELLED"}),
+    ],
+)
+def test_accounting_may_be_missing_slow_or_wrong(tmp_path, monkeypatch, sacct, told):
+    if sacct:
+        (tmp_path / "sacct").write_text(f"#!/bin/bash\n{sacct}\n")
+        (tmp_path / "sacct").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if sacct else str(tmp_path))
+    monkeypatch.setattr(scheduler, "_ACCOUNTING_SECONDS", 0.5)
+    assert scheduler.remembered(["7"]) == told
