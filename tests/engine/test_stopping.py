@@ -33,7 +33,7 @@ def stop(tmp_path, monkeypatch):
     """Make the request of a rank 0 in `tmp_path`, given what the other ranks were asked by."""
     kept = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     monkeypatch.setattr(stopping, "_reason", None)
-    monkeypatch.setattr(Alone, "together", lambda self, action: action())
+    monkeypatch.setattr(Alone, "on_all", lambda self, action: action())
     yield lambda *others: StopRequest(tmp_path, Alone(0, 1 + len(others), torch.device("cpu"), others))
     for number, handler in kept.items():
         signal.signal(number, handler)
