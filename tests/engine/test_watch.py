@@ -211,5 +211,6 @@ def test_an_error_of_one_rank_at_the_start_does_not_keep_the_other_waiting(tmp_p
         "world.on_all(lambda: 1 / (1 - world.rank))\n"
     )
     codes, _, err = Ranks(tmp_path, "-c", program).end()
-    assert codes == [1, 1]
+    # gloo may abort the rank that waited while it ends, the other being gone.
+    assert codes[0] in (1, -signal.SIGABRT) and codes[1] == 1
     assert "RuntimeError: rank 1 failed: ZeroDivisionError" in err[0] and "ZeroDivisionError: " in err[1]
