@@ -100,7 +100,7 @@ def randomise_compactors(model: CompactedBert) -> None:
     """Deltas that matter: at 0, a form that forgot them would pass the check."""
     for name, parameter in model.named_parameters():
         if is_compactor(name):
-            parameter.normal_(0.0, 0.3 / len(parameter) ** 0.5)
+            parameter.normal_(0.0, 0.3 / parameter.shape[-1] ** 0.5)
 
 
 def close_gates(model: CompactedBert) -> None:
