@@ -32,8 +32,9 @@ from benchmarks.steps import (
 from pipeline.compaction.model import CompactedBert
 from pipeline.cost import Batch, Variant
 from pipeline.engine import micro_step as micro_steps
-from pipeline.engine.micro_step import MicroStep, masked_lm_of
+from pipeline.engine.micro_step import MicroStep
 from pipeline.models.encoder import Form
+from pipeline.models.loss import masked_lm_of
 from pipeline.models.plain import PlainBert
 from pipeline.shapes import BertShape, predicted_positions, resolve_target
 
@@ -182,7 +183,7 @@ def outcomes(
     model, said = copy.deepcopy(model), list[str]()
     form: Form = replace(model.form, dropout=dropout, attention_dropout=dropout)
     device = next(model.parameters()).device
-    micro_step = MicroStep(masked_lm_of(form), len(batches), device, untimed, recorded, said.append)
+    micro_step = MicroStep(masked_lm_of(form, training=True), len(batches), device, untimed, recorded, said.append)
     found = []
     for seed, factor in STEPS:
         model.zero_grad()
@@ -314,7 +315,7 @@ def recorded_row(
     """An optimizer step whose micro-batches go through the trainer's own micro-step, recorded where there is a GPU."""
     assert isinstance(model, (PlainBert, CompactedBert))
     optimizer, on_gpu = Optimizer(model), setting.device == "cuda"
-    loss_of = masked_lm_of(model.form)
+    loss_of = masked_lm_of(model.form, training=True)
     if compile_too:
         # A rehearsal needs no compiler.
         loss_of = micro_steps.compiled(loss_of, "inductor" if on_gpu else "eager")

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
 from pipeline.baselines.chained import ChainedBert
-from pipeline.baselines.distillation import distillation_loss
+from pipeline.baselines.distillation import distillation_of
 from pipeline.baselines.minilm import minilm_loss
-from pipeline.building import BERT_BASE_HIDDEN, BERT_BASE_RANGE
 from pipeline.compaction.fold import open_indices
 from pipeline.compaction.model import CompactedBert, is_compactor
 from pipeline.compaction.selection import choose, random_scores
@@ -29,6 +28,7 @@ from pipeline.cost import Batch, Variant
 from pipeline.data.masking import Vocabulary, mask_windows
 from pipeline.engine.optimizer import build_optimizer, parameter_groups
 from pipeline.errors import UserError
+from pipeline.methods.scratch import BERT_BASE_HIDDEN, BERT_BASE_RANGE
 from pipeline.models.encoder import Bert, Form, Tensors, encode
 from pipeline.models.loss import masked_lm_loss
 from pipeline.models.plain import PlainBert
@@ -235,7 +235,8 @@ def loss_of_variant(variant: Variant, model: nn.Module, teacher: PlainBert | Non
     def distilled(tensors: Tensors, batch: MicroBatch) -> Tensor:
         student, taught = Bert(tensors, form), Bert(known, known_form)
         if variant == "kd":
-            return distillation_loss(student, taught, *batch[:2])
+            names = ("input_ids", "positions", "labels")
+            return distillation_of(form, known, known_form)(tensors, dict(zip(names, batch, strict=True)))[0]
         return minilm_loss(student, taught, batch[0], known_form.heads)
 
     return distilled

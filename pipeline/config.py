@@ -1,24 +1,16 @@
-"""The recipe: what is trained. One YAML file, every key of which can be overridden as `--section.key value`.
+"""The sections of a recipe, see `pipeline.recipe`."""
 
-How it runs (ZeRO stage, precision, micro-batch) is the DeepSpeed JSON's business, see `engine.deepspeed_config`.
-"""
-
-import copy
-import dataclasses
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import UserError, refuse
-from pipeline.parsing import apply_options, build, read_sections
 from pipeline.shapes import Strategy, predicted_positions
 
 Selection = Literal["norm", "taylor", "random"]
 Decay = Literal["anneal", "penalty"]
-Method = Literal["wid", "continue", "scratch"]
 ReaderKind = Literal["process", "thread"]
 
 
@@ -186,6 +178,35 @@ class CompactionConfig:
 
 
 @dataclass
+class DistillationConfig:
+    """The recipe's `distillation` section, for the methods kd and minilmv2."""
+
+    temperature: float = 2.0
+    """kd: by which the distributions of teacher and student over the vocabulary are softened."""
+    mlm_share: float = 0.3
+    """kd: what masked-language modelling has in the loss; the teacher's logits have the rest."""
+    teacher_layer: int | None = None
+    """minilmv2: the teacher's layer, counted from 1, whose relations the student's last layer learns. Default: the
+    last."""
+    relation_heads: int | None = None
+    """minilmv2: parts that queries, keys and values are cut in; must divide both hidden sizes. Default: the teacher's
+    attention heads."""
+
+    def __post_init__(self) -> None:
+        refuse(self.problems())
+
+    def problems(self) -> Iterator[str]:
+        """A sentence for each value that cannot be."""
+        if not self.temperature > 0:
+            yield f"distillation.temperature must be more than 0, and is {self.temperature}"
+        if not 0 <= self.mlm_share < 1:
+            yield f"distillation.mlm_share must lie in [0, 1), and is {self.mlm_share}"
+        for name in ("teacher_layer", "relation_heads"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                yield f"distillation.{name} must be at least 1, not {value}"
+
+
+@dataclass
 class TrainConfig:
     """The optimization."""
 
@@ -298,103 +319,3 @@ class EvaluationConfig:
             yield "evaluation.tasks and evaluation.data go together: give both, or leave the section out"
         if not all(seed.strip().isdecimal() for seed in self.seeds.split(",")):
             yield f"evaluation.seeds must be whole numbers separated by commas, not {self.seeds!r}"
-
-
-@dataclass
-class Recipe:
-    """What is trained, in five sections and a method; and in two more, what comes before and after on a cluster.
-
-    wid compacts a teacher, continue trains a teacher on as it is (what more of the same text would have brought),
-    scratch pre-trains a BERT from a shape.
-    """
-
-    method: Method = "wid"
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    target: TargetConfig = field(default_factory=TargetConfig)
-    compaction: CompactionConfig = field(default_factory=CompactionConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    sources: SourcesConfig = field(default_factory=SourcesConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-
-    def problems(self) -> Iterator[str]:
-        """A sentence for each thing that does not go together."""
-        yield from METHODS[self.method](self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What decides the training, and so what a run is: all but `sources` and `evaluation`."""
-        return {
-            name: value for name, value in dataclasses.asdict(self).items() if name not in ("sources", "evaluation")
-        }
-
-    def with_absolute_paths(self) -> "Recipe":
-        """The same recipe whose paths mean the same from any working directory; a hub name stays a hub name."""
-        recipe = copy.deepcopy(self)
-        if recipe.teacher.path is not None and os.path.isdir(recipe.teacher.path):
-            recipe.teacher.path = os.path.abspath(recipe.teacher.path)
-        if isinstance(recipe.data.shards, str):
-            recipe.data.shards = os.path.abspath(recipe.data.shards)
-        elif recipe.data.shards is not None:
-            recipe.data.shards = [{"path": os.path.abspath(p), "weight": w} for p, w in recipe.data.sources()]
-        if recipe.data.heldout is not None:
-            recipe.data.heldout = os.path.abspath(recipe.data.heldout)
-        if recipe.compaction.replay is not None:
-            recipe.compaction.replay = os.path.abspath(recipe.compaction.replay)
-        return recipe
-
-
-def _check_wid(recipe: Recipe) -> Iterator[str]:
-    yield from _check_teacher(recipe)
-    if recipe.target.layers is not None:
-        yield "target.layers is for method scratch: a WID student has its teacher's layers"
-    if recipe.compaction.end_step > recipe.train.steps:
-        yield (
-            f"the narrowing schedule ends at step {recipe.compaction.end_step}, after train.steps "
-            f"{recipe.train.steps}: train longer or shorten the compaction section"
-        )
-
-
-def _check_continue(recipe: Recipe) -> Iterator[str]:
-    yield from _check_teacher(recipe)
-    if recipe.target != TargetConfig():
-        yield "method continue keeps the teacher's shape: remove the target section"
-
-
-def _check_scratch(recipe: Recipe) -> Iterator[str]:
-    if recipe.teacher.path is not None:
-        yield "method scratch takes no teacher: remove teacher.path, or use method wid or continue"
-
-
-def _check_teacher(recipe: Recipe) -> Iterator[str]:
-    if recipe.teacher.path is None:
-        yield f"method {recipe.method} needs a teacher: set teacher.path to a BERT directory or hub name"
-    if recipe.train.embedding_init != "random":
-        yield "train.embedding_init is for method scratch: the others start from the teacher's weights"
-
-
-METHODS: dict[Method, Callable[[Recipe], Iterator[str]]] = {
-    "wid": _check_wid,
-    "continue": _check_continue,
-    "scratch": _check_scratch,
-}
-"""What each method has to say against a recipe."""
-
-
-def load_recipe(
-    path: Path, options: list[str], elsewhere: Callable[[Recipe], Iterable[str]] = lambda recipe: ()
-) -> Recipe:
-    """Read a recipe and apply `--section.key value` options.
-
-    Args:
-        path: of the YAML file.
-        options: as they stand on the command line.
-        elsewhere: what else may be wrong with the recipe where it is to run; said together with the rest.
-
-    Raises:
-        UserError: the file or a key does not exist, a value has the wrong type, or the combination is impossible.
-    """
-    content = read_sections(path, "recipe")
-    apply_options(content, options)
-    recipe: Recipe = build(Recipe, content, where=str(path))
-    refuse([*recipe.problems(), *elsewhere(recipe)])
-    return recipe

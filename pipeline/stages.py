@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pipeline.config import Recipe, load_recipe
 from pipeline.errors import UserError
+from pipeline.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from pipeline.config import Recipe
 from pipeline.errors import UserError
+from pipeline.recipe import Recipe
 from pipeline.shapes import BertShape, resolve_target
 
 WEIGHTS = "model.safetensors"

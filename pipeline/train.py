@@ -26,10 +26,10 @@ from pipeline.engine.stopping import listen
 if __name__ == "__main__":
     listen()  # the next lines take seconds, and a signal must not kill a rank that the others wait for
 
-from pipeline.config import Recipe, load_recipe
 from pipeline.engine.deepspeed_config import check_batch
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED, Refusals, run_entry_point
 from pipeline.launch import add_launcher_arguments, adopt_launcher_environment, keep_freed_memory
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.teacher_files import head_warmup_fault, resolve_student, teacher_has_head, teacher_shape
 
 

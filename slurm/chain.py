@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import Recipe
 from pipeline.data.manifest import MANIFEST_NAME, tokenizer_fingerprint
 from pipeline.files import sha256_of
+from pipeline.recipe import Recipe
 from pipeline.stages import (
     Stage,
     evaluate_stage,

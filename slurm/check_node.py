@@ -22,10 +22,10 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import Recipe, load_recipe
 from pipeline.environment import commit, versions
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.files import writing
+from pipeline.recipe import Recipe, load_recipe
 
 MEMORY_GIB = 2
 """Free main memory that a node needs at least."""

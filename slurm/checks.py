@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Recipe, load_recipe
 from pipeline.cost import trained_parameters
 from pipeline.errors import Refusals, UserError, refuse
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages import ROOT
 from pipeline.teacher_files import teacher_shape
 from pipeline.train import faults_here

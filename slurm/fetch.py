@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Recipe
 from pipeline.errors import UserError, first_line
+from pipeline.recipe import Recipe
 
 HUB = "hub"
 _MODEL_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")

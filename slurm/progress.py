@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Recipe
 from pipeline.errors import EXIT_STOPPED
+from pipeline.recipe import Recipe
 from pipeline.records import read_json_lines
 from slurm.chain import Chain, Link
 from slurm.record import JobRecord, Record

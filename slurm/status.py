@@ -14,8 +14,8 @@ from pathlib import Path
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from pipeline.config import load_recipe
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
+from pipeline.recipe import load_recipe
 from slurm import scheduler
 from slurm.chain import make_chain
 from slurm.progress import Observer, Row

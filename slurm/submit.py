@@ -21,9 +21,9 @@ if not __package__:
 
 import yaml
 
-from pipeline.config import Recipe, load_recipe
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.files import write_atomically, writing
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.stages import ROOT
 from slurm import checks
 from slurm.chain import Chain, make_chain, shards_directory

@@ -26,13 +26,14 @@ DOORS = (*PIPELINE_DOORS, EXPORT_DOOR, *PREPROCESSING_DOORS, "demo.run", *SLURM_
 LAYERS = [
     ("pipeline.errors",),
     ("pipeline.files", "pipeline.records", "pipeline.environment", "pipeline.launch"),
-    ("pipeline.shapes", "pipeline.parsing", "pipeline.config", "pipeline.teacher_files"),
+    ("pipeline.shapes", "pipeline.parsing", "pipeline.config", "pipeline.recipe", "pipeline.teacher_files"),
     ("pipeline.stages", "pipeline.cost"),
     ("pipeline.data",),
     ("pipeline.models",),
     ("pipeline.compaction",),
-    ("pipeline.building", "pipeline.teachers"),
+    ("pipeline.teachers",),
     ("pipeline.baselines",),
+    ("pipeline.methods",),
     ("pipeline.engine",),
     ("pipeline.evaluation",),
     ("pipeline.deploy",),
@@ -159,7 +160,7 @@ def plant(tmp_path):
 LATE = "def f():\n    from {} import {}\n"
 PLANTED = {
     "upward": ({"pipeline/data/order.py": "import pipeline.engine.state"}, "that is upward"),
-    "upward and late": ({"pipeline/building.py": LATE.format("pipeline.engine", "state")}, "(late)"),
+    "upward and late": ({"pipeline/teachers.py": LATE.format("pipeline.engine", "state")}, "(late)"),
     "upward by name": ({"pipeline/cost.py": "import importlib\nimportlib.import_module('demo.run')"}, "demo.run"),
     "upward and relative": ({"pipeline/shapes.py": "from . import stages"}, "that is upward"),
     "for annotations": (

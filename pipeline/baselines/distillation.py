@@ -1,10 +1,13 @@
 """Logit distillation: the student learns the teacher's distribution over the vocabulary."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.models.encoder import Bert
+from pipeline.models.encoder import Form, Tensors, encode
+from pipeline.models.loss import LossOf, masked_lm_loss
 
 
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -23,18 +26,29 @@ def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
-def distillation_loss(
-    student: Bert, teacher: Bert, input_ids: Tensor, positions: Tensor, temperature: float = 2.0
-) -> Tensor:
-    """The loss of a step: teacher forward without gradient, student forward, both with the whole MLM head.
+def distillation_of(
+    form: Form, teacher: Tensors, teacher_form: Form, temperature: float = 2.0, mlm_share: float = 0.0
+) -> LossOf:
+    """The loss of a micro-batch: (1 - share) x soft targets + share x masked-language modelling.
+
+    Student and teacher see the same masked windows and are compared at the predicted positions. The teacher runs
+    without gradient and without dropout.
 
     Args:
-        student: the model to train.
-        teacher: the model whose logits it is to have, over the same vocabulary.
-        input_ids: (batch, tokens), masked.
-        positions: (batch, k), the predicted positions, on which the two are compared.
+        form: of the student.
+        teacher: tensors of the teacher, over the same vocabulary.
+        teacher_form: the rest of it.
         temperature: T > 0.
+        mlm_share: in [0, 1).
     """
-    with torch.no_grad():
-        target = teacher.predict(teacher.before_last(input_ids), positions)
-    return soft_target_loss(student.predict(student.before_last(input_ids), positions), target, temperature)
+
+    def loss_of(tensors: Tensors, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        input_ids, positions, documents = batch["input_ids"], batch["positions"], batch.get("documents")
+        with torch.no_grad():
+            target = encode(teacher, teacher_form, input_ids, positions, documents=documents)
+        logits = encode(tensors, form, input_ids, positions, documents=documents, training=True)
+        soft = soft_target_loss(logits, target, temperature)
+        hard, accuracy = masked_lm_loss(logits, batch["labels"])
+        return (1 - mlm_share) * soft + mlm_share * hard, accuracy
+
+    return loss_of

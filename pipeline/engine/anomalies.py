@@ -96,3 +96,29 @@ def describe_windows(windows: list[list[int]], most: int = 12) -> str:
             shown = ", ".join(map(str, ids[:most])) + more
             parts.append(f"windows {shown}" + (f" of source {number}" if len(windows) > 1 else ""))
     return "; ".join(parts)
+
+
+def describe_event(event: str, result: StepResult, anomalies: Anomalies, windows: list[list[int]]) -> str:
+    """What was wrong with a step.
+
+    Args:
+        event: as `find` returned it.
+        result: of the step.
+        anomalies: that found it.
+        windows: of the step, per source; none for an overflow, with which they have nothing to do.
+    """
+    if event == "overflow":
+        return f"the gradients overflow at loss scale {result.loss_scale:g}, step skipped"
+    if event == "skipped":
+        what = f"loss or gradient is no finite number, step skipped ({anomalies.in_a_row} in a row)"
+    else:
+        what = f"loss {result.loss:.4f} is far above the usual {anomalies.usual_loss:.4f}"
+    return f"{what}; {describe_windows(windows)}"
+
+
+def describe_unsound(in_a_row: int, step: int, windows: list[list[int]]) -> str:
+    """Why a run ends whose last steps up to `step` were all skipped."""
+    return (
+        f"loss or gradient was no finite number in {in_a_row} steps in a row, up to step {step}, which had "
+        f"{describe_windows(windows)}: lower the learning rates, or look for what is wrong with the text or the teacher"
+    )

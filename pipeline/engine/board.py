@@ -44,6 +44,7 @@ class Board:
         """The scalars of one logged step, from the record that also goes to metrics.jsonl."""
         scalars = {
             **{f"mlm/{name}": record.get(name) for name in ("loss", "accuracy", "heldout_loss", "heldout_accuracy")},
+            "relations/heldout_loss": record.get("heldout_relation_loss"),
             **{f"optimizer/{name}": record.get(name) for name in ("gradient_norm", "loss_scale", "skipped_steps")},
             **{f"optimizer/lr_{role}": rate for role, rate in rates.items()},
             **{
@@ -97,7 +98,7 @@ class Board:
             self._writer.add_histogram(f"width_gates/{group}", value.numpy(), step, bins=edges)
 
     def compactors(self, step: int, norms: dict[str, Tensor]) -> None:
-        """What `compactor_norms` found."""
+        """What a method's `norms` found."""
         for name, values in norms.items():
             self._histogram(f"width_compactors/{name}", values, step)
         self._keep()

@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from pipeline.errors import UserError
 from pipeline.launch import adopt_launcher_environment
@@ -78,6 +80,14 @@ class World:
 
     def barrier(self) -> None:
         dist.barrier()
+
+    def whole(self, parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+        """Context in which the parameters are whole on every rank (they always are below ZeRO-3)."""
+        import deepspeed
+
+        partitioned = any(hasattr(parameter, "ds_id") for parameter in parameters)
+        context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameters, enabled=partitioned)
+        return context
 
 
 def start(timeout_minutes: float = 30) -> World:

@@ -18,12 +18,10 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import UserError
-from pipeline.models.encoder import Form, Tensors, encode
-from pipeline.models.loss import masked_lm_loss
+from pipeline.models.encoder import Tensors
+from pipeline.models.loss import LossOf
 from pipeline.models.precision import accumulation_dtype
 
-LossOf = Callable[[Tensors, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
-"""From the tensors of a BERT and a batch to the loss and the accuracy."""
 WARM_UPS = 2
 """Passes before one is recorded: libraries set themselves up in the first."""
 
@@ -39,17 +37,6 @@ def seeding_of(device: torch.device) -> Callable[[int], object]:
     if device.type == "cuda":
         return torch.cuda.default_generators[device.index].manual_seed
     return torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
-
-
-def masked_lm_of(form: Form) -> LossOf:
-    """Masked-language modelling with a BERT of this form, dropout on."""
-
-    def loss_of(tensors: Tensors, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        documents = batch.get("documents")
-        logits = encode(tensors, form, batch["input_ids"], batch["positions"], documents=documents, training=True)
-        return masked_lm_loss(logits, batch["labels"])
-
-    return loss_of
 
 
 def compiled(loss_of: LossOf, backend: str = "inductor") -> LossOf:
@@ -70,7 +57,7 @@ class Carry(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: list[Tensor | None], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *tensors: Tensor) -> Tensor:
         ctx.gradients = gradients
         return value.clone()
 
@@ -153,7 +140,11 @@ class MicroStep:
 
     def carried_loss(self) -> Tensor:
         """What to go backward from, see `Carry`; ends this optimizer step."""
-        gradients = [self._gradient(name, tensor.dtype) for name, tensor in self._composed.items()]
+        # DeepSpeed wants a gradient of every parameter, also of one that the loss does not depend on.
+        gradients = [
+            torch.zeros_like(tensor) if (gradient := self._gradient(name, tensor.dtype)) is None else gradient
+            for name, tensor in self._composed.items()
+        ]
         carried: Tensor = Carry.apply(self.means()[0], gradients, *self._composed.values())
         self._composed, self._leaves, self._sums = {}, {}, {}
         return carried

@@ -11,27 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.building import load_parameters
 from pipeline.compaction.model import CompactedBert
 from pipeline.config import TrainConfig
 from pipeline.engine import micro_step
 from pipeline.engine.deepspeed_config import precision
 from pipeline.engine.distributed import World
-from pipeline.engine.micro_step import MicroStep, masked_lm_of
+from pipeline.engine.micro_step import MicroStep
 from pipeline.engine.optimizer import set_learning_rates
 from pipeline.engine.setup import initialize_engine
 from pipeline.engine.state import MOMENTS, LossScaler, gather_state, optimizer_steps, restore_state
+from pipeline.methods.method import Method, State, load_parameters
 from pipeline.models.plain import PlainBert
 
 Clock = Callable[[str], AbstractContextManager[None]]
-State = dict[str, dict[str, Tensor]]
 
 
 class ModelEngine:
     """DeepSpeed's engine around a model, and the micro-steps on what the model composes.
 
     Args:
-        module: what is trained.
+        method: what is trained, and on what.
         train: the recipe's.
         config: DeepSpeed's, complete, see `load_deepspeed_config`.
         world: this rank and the others.
@@ -39,14 +38,13 @@ class ModelEngine:
         say: takes a sentence for the user.
 
     Attributes:
-        module: what is trained now.
-        micro_step: takes its micro-batches.
+        micro_step: takes the micro-batches.
         scaler: fp16's loss scale.
     """
 
     def __init__(
         self,
-        module: PlainBert | CompactedBert,
+        method: Method,
         train: TrainConfig,
         config: dict[str, Any],
         world: World,
@@ -54,17 +52,15 @@ class ModelEngine:
         say: Callable[[str], None],
     ) -> None:
         self._train, self._config, self._world, self._clock, self._say = train, config, world, clock, say
-        self._start(module)
+        self._start(method)
 
-    def _start(self, module: PlainBert | CompactedBert) -> None:
-        self.module = module
-        self._engine, self._guard = initialize_engine(module, self._train, self._config)
-        if isinstance(module, CompactedBert):
-            # Gates are no parameters, so DeepSpeed leaves them where they are.
-            module.gates.move_to(self._world.device)
+    def _start(self, method: Method) -> None:
+        self._method = method
+        self._engine, self._guard = initialize_engine(method.model, self._train, self._config)
+        method.move_to(self._world.device)
         self._engine.train()
         self.scaler = LossScaler(self._engine)
-        loss_of = masked_lm_of(module.form)
+        loss_of = method.loss_of()
         if self._train.compile:
             loss_of = micro_step.compiled(loss_of)
         recorded = self._train.cuda_graph == "auto" and self._world.device.type == "cuda"
@@ -93,7 +89,7 @@ class ModelEngine:
         """Norm of the averaged gradient at stage 0 in fp32; DeepSpeed knows it elsewhere, after the step."""
         if self._engine.zero_optimization_stage() > 0 or precision(self._config) != "fp32":
             return None
-        return torch.nn.utils.get_total_norm([p.grad for p in self.module.parameters() if p.grad is not None])
+        return torch.nn.utils.get_total_norm([p.grad for p in self._method.model.parameters() if p.grad is not None])
 
     def gradient_norm(self, loss_scale: float | None) -> float | None:
         """DeepSpeed's norm of the whole gradient of the step just taken, before clipping.
@@ -138,17 +134,16 @@ class ModelEngine:
         if scaler:
             self.scaler.load_state_dict(scaler)
 
-    def replace(self, successor: PlainBert | CompactedBert, convert: Callable[[State], State]) -> None:
-        """Train `successor` from now on, under the same optimizer state, in the same process group.
+    def replace(self, successor: PlainBert | CompactedBert) -> None:
+        """Train the method's successor from now on, under the same optimizer state, in the same process group.
 
         Args:
             successor: its parameters are set here.
-            convert: what the state of the present model is for the successor.
         """
-        steps, scaler = self.optimizer_steps, self.scaler.state_dict()
-        state = convert(self.state(keep=True))
+        method, steps, scaler = self._method, self.optimizer_steps, self.scaler.state_dict()
+        state = method.hand_over(successor, self.state(keep=True))
         load_parameters(successor, state["parameters"])
         self._engine.destroy()
-        del self._engine, self.module, self.micro_step  # or both models would lie in memory for a moment
-        self._start(successor)
+        del self._engine, self.micro_step  # or both models would lie in memory for a moment
+        self._start(method)
         self.restore(state, steps, scaler)

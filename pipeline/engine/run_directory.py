@@ -19,12 +19,13 @@ from typing import IO, Any
 
 import yaml
 
-from pipeline.config import DataConfig, Recipe
+from pipeline.config import DataConfig
 from pipeline.engine.checkpoint import all_checkpoints, check_format, newest_complete
 from pipeline.engine.stopping import STOPPED
 from pipeline.environment import commit, machine, versions
 from pipeline.errors import DataError, UserError
 from pipeline.files import write_atomically, writing
+from pipeline.recipe import Recipe
 
 LOCK = "lock"
 SLURM = "slurm"

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.compaction.schedule import Schedule
 from pipeline.config import TrainConfig
 from pipeline.engine.board import Board
 from pipeline.errors import give_up_stdout
 from pipeline.files import writing
+from pipeline.methods.method import Method
 from pipeline.records import JsonLines
 
 
@@ -99,18 +99,20 @@ class RunLog:
         self._left.note(record["step"], record["time_ms"])
         self.say(self._line(record))
 
-    def selection(self, choices: list[dict[str, Any]], schedule: Schedule) -> None:
+    def selection(self, choices: list[dict[str, Any]], method: Method) -> None:
         """One increment, with what it retired in each group; scores keep six digits, the choice itself is exact."""
         for choice in choices:
             self.selections.append(**{**choice, "scores": [float(f"{score:.6g}") for score in choice["scores"]]})
-        with writing(self.events):
-            self.board.selection(choices, schedule)
+        if method.schedule:
+            with writing(self.events):
+                self.board.selection(choices, method.schedule)
 
-    def compaction(self, step: int, schedule: Schedule, norms: dict[str, Tensor]) -> None:
-        """The gates, and what `compactor_norms` returned, after `step` optimizer steps."""
-        with writing(self.events):
-            self.board.gates(step, schedule.gates)
-            self.board.compactors(step, norms)
+    def compaction(self, step: int, method: Method, norms: dict[str, Tensor]) -> None:
+        """The gates, and what the method's `norms` returned, after `step` optimizer steps."""
+        if method.schedule:
+            with writing(self.events):
+                self.board.gates(step, method.schedule.gates)
+                self.board.compactors(step, norms)
 
     def say(self, sentence: str) -> None:
         """Print a line. Whoever read it may be gone (tee, head, a launcher): the run goes on without."""
@@ -133,13 +135,15 @@ class RunLog:
         parts = [
             f"step {step:{width}}/{self.steps}",
             f"loss {record['loss']:.4f}",
-            f"acc {100 * record['accuracy']:.1f} %",
+            *([] if record["accuracy"] is None else [f"acc {100 * record['accuracy']:.1f} %"]),
             f"{record['tokens_per_s']:,.0f} tokens/s",
         ]
         if record["kept"]:
             parts.append(f"residual {record['kept']['residual']}")
         if "heldout_loss" in record:
             parts.append(f"held-out loss {record['heldout_loss']:.4f} acc {100 * record['heldout_accuracy']:.1f} %")
+        if "heldout_relation_loss" in record:
+            parts.append(f"held-out relation loss {record['heldout_relation_loss']:.4f}")
         if (left := self._left.seconds()) is not None:
             minutes, seconds = divmod(round(left), 60)
             parts.append(f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d} left")

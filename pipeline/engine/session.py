@@ -1,7 +1,8 @@
 """One start of a run, from its recipe to the end of the training or to a stop.
 
 1. The ranks join, and rank 0 claims the run directory, or finds the checkpoint to go on from.
-2. Every rank opens the shards and builds the model; what is wrong on any of them ends all with one sentence.
+2. Every rank opens the shards and builds the method and its model; what is wrong on any of them ends all with one
+   sentence.
 3. The trainer gets model and optimizer into DeepSpeed, restores the checkpoint, if any, and trains.
 """
 
@@ -10,27 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.building import BuiltModel, build_model, start_from_counts
-from pipeline.compaction.model import CompactedBert
-from pipeline.config import Recipe
 from pipeline.data.agreement import check_same_tokenizer
-from pipeline.data.cooccurrence import count_tokens
 from pipeline.data.loader import HeldOutData, TrainingData
 from pipeline.data.manifest import TOKENIZER_NAME
 from pipeline.data.open import describe_text, open_training_data
 from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine import distributed
 from pipeline.engine.checkpoint import Checkpoint, read_checkpoint
-from pipeline.engine.compaction import load_replay
 from pipeline.engine.deepspeed_config import load_deepspeed_config
 from pipeline.engine.distributed import World
-from pipeline.engine.restore import check_same_shards, check_same_vocabulary, restored_model
+from pipeline.engine.restore import check_same_shards, check_same_vocabulary, restored_method
 from pipeline.engine.run_directory import DirectoryLock, record_start, resume_point
 from pipeline.engine.run_log import RunLog
 from pipeline.engine.stopping import ignore
 from pipeline.engine.trainer import Trainer
 from pipeline.engine.watch import STARTUP_MINUTES, Watch
-from pipeline.models.plain import PlainBert
+from pipeline.methods import METHODS
+from pipeline.methods.method import Method
+from pipeline.recipe import Recipe
 from pipeline.teachers import quiet_transformers
 
 
@@ -41,7 +39,7 @@ class Inputs:
     deepspeed_config: dict[str, Any]
     data: TrainingData
     heldout: HeldOutData
-    built: BuiltModel
+    method: Method
     checkpoint: Checkpoint | None
 
 
@@ -63,7 +61,14 @@ def train(recipe: Recipe, deepspeed_path: Path, directory: Path, world: World) -
         world.on_main(lambda: record_start(directory, recipe, inputs.deepspeed_config, sys.argv, lock))
         with Watch(directory, world, recipe.train.hang_minutes) as watch:
             text = describe_text(inputs.data, inputs.heldout, recipe.train.steps * recipe.train.global_batch)
-            return run(recipe, inputs, directory, world, watch, [*faults, *inputs.built.notices, *text])
+            return run(
+                recipe,
+                inputs,
+                directory,
+                world,
+                watch,
+                [*faults, *inputs.method.notices, *inputs.method.describe(), *text],
+            )
 
 
 def run(recipe: Recipe, inputs: Inputs, directory: Path, world: World, watch: Watch, notices: list[str]) -> bool:
@@ -75,7 +80,7 @@ def run(recipe: Recipe, inputs: Inputs, directory: Path, world: World, watch: Wa
             log.say(sentence)
         log.say(f"watch: tensorboard --logdir {directory}")
     trainer = Trainer(
-        inputs.deepspeed_config, recipe, inputs.built, inputs.data, inputs.heldout, world, directory, log, watch
+        inputs.deepspeed_config, recipe, inputs.method, inputs.data, inputs.heldout, world, directory, log, watch
     )
     if inputs.checkpoint:
         trainer.resume(inputs.checkpoint)
@@ -111,20 +116,16 @@ def prepare(recipe: Recipe, deepspeed_path: Path, ranks: int, checkpoint_path: P
     if checkpoint:
         check_same_vocabulary(data.sources[0].directory, manifest, checkpoint)
         check_same_shards(data, heldout, checkpoint)
-        built = restored_model(recipe, checkpoint)
+        method = restored_method(recipe, checkpoint)
     else:
-        built = new_model(recipe, data, manifest.vocab_size)
-    if recipe.compaction.replay and isinstance(built.module, CompactedBert):
-        load_replay(recipe.compaction.replay, built.module.gates.groups, recipe.compaction.increments)
-    return Inputs(deepspeed_config, data, heldout, built, checkpoint)
+        method = new_method(recipe, data, manifest.vocab_size)
+    method.get_ready()
+    return Inputs(deepspeed_config, data, heldout, method, checkpoint)
 
 
-def new_model(recipe: Recipe, data: TrainingData, vocab_size: int) -> BuiltModel:
-    """The model that a new run starts from. Its teacher, if it has one, must have the tokenizer of the shards."""
+def new_method(recipe: Recipe, data: TrainingData, vocab_size: int) -> Method:
+    """The method of a new run. Its teacher, if it has one, must have the tokenizer of the shards."""
     if recipe.teacher.path is not None:
         shards = recipe.data.sources()[0][0]
         check_same_tokenizer(recipe.teacher.path, shards, load_tokenizer(shards / TOKENIZER_NAME))
-    built = build_model(recipe, vocab_size)
-    if recipe.train.embedding_init == "ppmi" and isinstance(built.module, PlainBert):
-        start_from_counts(built.module, count_tokens(data.sources[0]))
-    return built
+    return METHODS[recipe.method].build(recipe, data, vocab_size)

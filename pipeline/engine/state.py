@@ -8,7 +8,6 @@ optimizer holds it, in the order of the parameter groups.
 from collections.abc import Iterator
 from typing import Any
 
-import deepspeed
 import torch
 import torch.nn.functional as F
 from deepspeed.utils import (
@@ -152,11 +151,6 @@ class LossScaler:
             for name in self._STATE:
                 if name in state and hasattr(self._own, name):
                     setattr(self._own, name, state[name])
-
-
-def gathered(parameters: list[nn.Parameter]) -> Any:
-    """Context in which the parameters are whole on every rank (they always are below ZeRO-3)."""
-    return deepspeed.zero.GatheredParameters(parameters, enabled=any(hasattr(p, "ds_id") for p in parameters))
 
 
 def _stage_0_masters(engine: Any) -> dict[nn.Parameter, Tensor]:

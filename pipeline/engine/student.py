@@ -11,20 +11,16 @@ from typing import Any
 import torch
 from transformers import BertForMaskedLM
 
-from pipeline.compaction.fold import compare, fold
-from pipeline.compaction.model import CompactedBert
-from pipeline.config import Recipe, load_recipe
-from pipeline.data.loader import HeldOutData
 from pipeline.data.manifest import TOKENIZER_NAME
 from pipeline.data.open import open_training_data
 from pipeline.data.tokenizer_files import write_tokenizer
 from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine.checkpoint import Checkpoint, load_checkpoint, require_checkpoint
-from pipeline.engine.restore import check_same_vocabulary, restored_model
-from pipeline.errors import UserError
+from pipeline.engine.restore import check_same_vocabulary, restored_method
 from pipeline.files import open_to_others, writing
+from pipeline.methods import METHODS
 from pipeline.models.huggingface import shape_of
-from pipeline.models.plain import PlainBert
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.teachers import quiet_transformers
 
 FORMAT = "wid-fold-1"
@@ -53,8 +49,10 @@ def fold_run(run: Path, output: Path, shards: Path | None = None, step: int | No
     directory = recipe.data.sources()[0][0]
     _, heldout, manifest = open_training_data(recipe.data, recipe.train.seed)
     check_same_vocabulary(directory, manifest, checkpoint)
-    student, differences = _folded(restored_model(recipe, checkpoint).module, heldout, recipe)
-    details = _origin(run, recipe, checkpoint) | differences
+    batches = islice(heldout.batches(_BATCH), WINDOWS_COMPARED // _BATCH)
+    windows = [torch.from_numpy(batch.input_ids) for batch, _ in batches]
+    student, made = restored_method(recipe, checkpoint).export(windows)
+    details = _origin(run, recipe, checkpoint) | made
     write_student(student.float(), load_tokenizer(directory / TOKENIZER_NAME), details, output)
 
 
@@ -73,21 +71,6 @@ def _origin(run: Path, recipe: Recipe, checkpoint: Checkpoint) -> dict[str, Any]
         "trained_seq_len": recipe.data.seq_len,
         "tokens": checkpoint.step * recipe.train.global_batch * recipe.data.seq_len,
     }
-
-
-def _folded(
-    model: CompactedBert | PlainBert, heldout: HeldOutData, recipe: Recipe
-) -> tuple[BertForMaskedLM, dict[str, Any]]:
-    """The student, and by how much its logits differ on held-out windows; a plain BERT is its own student."""
-    if isinstance(model, PlainBert):
-        return model.bert(), {}
-    batches = islice(heldout.batches(_BATCH), WINDOWS_COMPARED // _BATCH)
-    student, kept = fold(model.eval())
-    report = compare(model, student, [torch.from_numpy(batch.input_ids) for batch, _ in batches])
-    if not report.passes:
-        raise UserError(f"the folded student is not the trained model, nothing is written: {report.to_dict()}")
-    origin = {"strategy": recipe.compaction.strategy, "kept": kept}
-    return student, {**origin, **report.to_dict()}
 
 
 def write_student(student: BertForMaskedLM, tokenizer: Any, details: dict[str, Any], output: Path) -> None:
@@ -131,21 +114,18 @@ def _readable(details: dict[str, Any]) -> str:
 def model_card(details: dict[str, Any]) -> str:
     """The student's README.md."""
     target = details["target"]
-    origin = {
-        "wid": "Weight-Inherited Distillation (WID)",
-        "continue": "further pre-training",
-        "scratch": "pre-training from scratch",
-    }[details["method"]]
+    method = METHODS[details["method"]]
     lines = [
         "---",
         "library_name: transformers",
         "pipeline_tag: fill-mask",
         "---",
-        f"# BERT, {target['parameters'] / 1e6:.1f}M parameters, by {origin}",
+        f"# BERT, {target['parameters'] / 1e6:.1f}M parameters, by {method.title}",
         "",
         f"{target['layers']} layers, hidden {target['hidden']}, {target['heads']} heads, intermediate "
         f"{target['intermediate']}. Trained for {details['step']:,} steps ({details['tokens']:,} tokens) on sequences "
-        f"of {details['trained_seq_len']} tokens with masked-language modelling only.",
+        f"of {details['trained_seq_len']} tokens with {method.objective}.",
+        *(["", method.caution] if method.caution else []),
         "",
         "```python",
         "from transformers import AutoModelForMaskedLM, AutoTokenizer",

@@ -1,4 +1,4 @@
-"""What a run can say of its own cost: time per phase, speed, model FLOP utilisation, memory, how far compactors moved.
+"""What a run can say of its own cost: time per phase, speed, model FLOP utilisation, memory.
 
 Nothing here waits for the device between two logged steps, and ranks exchange their numbers at logged steps only.
 """
@@ -7,22 +7,16 @@ import itertools
 import resource
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from pipeline.compaction.model import CompactedBert, is_compactor
-from pipeline.cost import Batch, step_macs
+from pipeline.cost import Batch
 from pipeline.engine.distributed import World
-from pipeline.engine.state import gathered
-from pipeline.models.huggingface import shape_of
-from pipeline.models.plain import PlainBert
 from pipeline.records import NOT_TRAINING
-from pipeline.shapes import BertShape
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 GIB = 2**30
@@ -96,16 +90,18 @@ class Telemetry:
         memory_in_use(self.world.device)  # its peak so far is not the interval's
         self._since = (step, time.perf_counter())
 
-    def interval(self, step: int, shape: BertShape) -> dict[str, Any]:
+    def interval(self, step: int, macs: Callable[[Batch], int]) -> dict[str, Any]:
         """What to log of the steps since the last call, the same on every rank.
 
         Args:
             step: steps completed.
-            shape: of the model that is trained at present.
+            macs: multiply-accumulates that training on a batch cannot do without. Composing weights and compactors is
+                no part of them, it is overhead that lowers the utilisation (Chowdhery et al. 2022, PaLM, appendix B:
+                what an ideal implementation would not compute does not count).
 
         Returns:
-            `tokens_per_s`, of training alone; `model_tflop_per_s`, what a plain BERT of `shape` needs for these
-            tokens, and `model_flop_utilisation`, its share of the measured peak of all ranks; `time_ms`, milliseconds
+            `tokens_per_s`, of training alone; `model_tflop_per_s`, what these tokens need at least,
+            and `model_flop_utilisation`, its share of the measured peak of all ranks; `time_ms`, milliseconds
             per step in each phase (mean over ranks), what is left as `other`, and their sum as `step`; `memory_gib`,
             of the rank that holds most.
         """
@@ -123,7 +119,7 @@ class Telemetry:
         phases = dict(zip(self.PHASES, per_phase, strict=True))
         training = max(wall - sum(phases[name] for name in NOT_TRAINING), 1e-9)
         windows = steps * self.global_batch
-        flops = self._flops(shape, windows) / training
+        flops = 2 * macs(Batch(windows, self.tokens, self.predicted)) / training
         phases |= {"other": max(wall - sum(phases.values()), 0.0), "step": wall}
         return {
             "tokens_per_s": windows * self.tokens / training,
@@ -132,23 +128,6 @@ class Telemetry:
             "time_ms": {name: 1000 * value / steps for name, value in phases.items()},
             "memory_gib": {"host": host, "gpu": gpu} if gpu else {"host": host},
         }
-
-    def _flops(self, shape: BertShape, windows: int) -> int:
-        """Floating-point operations to train a plain BERT on so many windows, forward and backward.
-
-        3 x 2 x windows x (encoder + predicted (hidden^2 + hidden x vocabulary)), see `pipeline.cost`: matrix products
-        only, the MLM head on the predicted positions alone. Composing weights and compactors is no part of it, it is
-        overhead that lowers the utilisation (Chowdhery et al. 2022, PaLM, appendix B: what an ideal implementation
-        would not compute does not count).
-        """
-        return 2 * step_macs("teacher", shape, shape, Batch(windows, self.tokens, self.predicted))
-
-
-def trained_shape(module: PlainBert | CompactedBert) -> BertShape:
-    """The shape of what is trained at present: the teacher's until it is narrowed, then the student's."""
-    if isinstance(module, CompactedBert) and module.narrowed:
-        return module.target
-    return shape_of(module.config)
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype, budget: float = 0.5) -> float:
@@ -196,24 +175,3 @@ def memory_in_use(device: torch.device) -> tuple[int, int]:
     allocated = torch.cuda.max_memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     return resident, allocated
-
-
-@torch.no_grad()
-def compactor_norms(model: CompactedBert) -> dict[str, Tensor]:
-    """How far the compactors have moved from the identity, dimension by dimension. All ranks must call.
-
-    Returns:
-        `row_KIND` and `column_KIND` for the kinds of group residual, attention and ffn: the L2 norms of the columns
-        of every row delta and of the rows of every column delta that stand on dimensions of such groups, one after
-        another (dimensions,) fp32 on the CPU.
-    """
-    norms: dict[str, list[Tensor]] = defaultdict(list)
-    for side in model.sides():
-        if not is_compactor(side.name):
-            continue
-        delta = model.get_parameter(side.name)
-        with gathered([delta]):
-            across = 2 * delta.ndim - 3 - side.dim  # the other one of a matrix's two dimensions
-            norm = torch.linalg.vector_norm(delta, dim=across, dtype=torch.float32)
-        norms[f"{'row' if side.is_row else 'column'}_{side.kind}"].append(norm.flatten())
-    return {name: torch.cat(parts).cpu() for name, parts in norms.items()}

@@ -5,8 +5,9 @@ import copy
 import pytest
 import yaml
 
-from pipeline.config import Recipe, TargetConfig, TrainConfig, load_recipe
+from pipeline.config import TargetConfig, TrainConfig
 from pipeline.errors import UserError
+from pipeline.recipe import Recipe, load_recipe
 from tests.support import ROOT
 from tests.support.runs import recipe_values
 

@@ -11,15 +11,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.baselines.chained import ChainedBert
-from pipeline.baselines.distillation import distillation_loss
+from pipeline.baselines.distillation import distillation_of
 from pipeline.baselines.minilm import minilm_loss
 from pipeline.compaction.fold import open_indices
-from pipeline.config import Recipe, load_recipe
 from pipeline.cost import VARIANTS, Batch, compactor_macs, run_cost, sent_elements, step_macs, trained_parameters
 from pipeline.models.encoder import GATE, Bert, encode
 from pipeline.models.huggingface import shape_of
 from pipeline.models.loss import masked_lm_loss
 from pipeline.models.plain import PlainBert
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.shapes import BertShape
 from pipeline.teacher_files import resolve_student
 from tests.support import ROOT
@@ -51,7 +51,8 @@ def loss_of(variant, models, tensors, ids, positions, labels):
         return masked_lm_loss(models["chained"](ids, positions), labels)[0]
     form, teacher = models[LEARNS.get(variant, variant)].form, models["teacher"]
     if variant == "kd":
-        return distillation_loss(Bert(tensors, form), Bert(teacher(), teacher.form), ids, positions)
+        batch = {"input_ids": ids, "positions": positions, "labels": labels}
+        return distillation_of(form, teacher(), teacher.form)(tensors, batch)[0]
     if variant == "minilm":
         return minilm_loss(Bert(tensors, form), Bert(teacher(), teacher.form), ids, relation_heads=2)
     return masked_lm_loss(encode(tensors, form, ids, positions), labels)[0]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pipeline.config import load_recipe
 from pipeline.errors import UserError
+from pipeline.recipe import load_recipe
 
 
 def write(path, text: str):

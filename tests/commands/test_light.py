@@ -96,7 +96,7 @@ def test_the_state_of_a_run_is_shown_without_torch(login_node, recipe, tmp_path)
 def test_every_recipe_is_read(bare):
     program = """
 from pathlib import Path
-from pipeline.config import METHODS, load_recipe
+from pipeline.recipe import CHECKS, load_recipe
 
 for path in sorted(Path("recipes").glob("*.yaml")):
     print(path.name, load_recipe(path, []).method)

@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from pipeline import fold, train
-from pipeline.building import build_model
 from pipeline.compaction.schedule import Schedule
-from pipeline.config import load_recipe
 from pipeline.data.manifest import read_manifest
 from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine import checkpoint, student
@@ -20,7 +18,9 @@ from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
 from pipeline.engine.run_directory import LOCK, record_start
 from pipeline.errors import EXIT_DATA, EXIT_USAGE, UserError
 from pipeline.models.huggingface import save_config
+from pipeline.recipe import load_recipe
 from tests.support import ROOT
+from tests.support.methods import build_method
 from tests.support.models import random_teacher
 from tests.support.refusals import clean_environment, refused
 from tests.support.runs import make_shards, train_command, vocabulary_of
@@ -33,17 +33,17 @@ pytestmark = pytest.mark.usefixtures("own_process_group")
 def unfinished(inputs, tmp_path) -> Path:
     """A run directory as a killed run leaves it: one checkpoint, nothing retired yet."""
     recipe = load_recipe(inputs["recipe"], []).with_absolute_paths()
-    built = build_model(recipe, vocabulary_of(inputs["shards"]))
-    parameters = {name: value.detach().clone() for name, value in built.module.named_parameters()}
+    built = build_method(recipe, vocabulary_of(inputs["shards"]))
+    parameters = {name: value.detach().clone() for name, value in built.model.named_parameters()}
     moments = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    schedule = Schedule(recipe.compaction, built.module.gates, recipe.train.compactor_lr)
+    schedule = Schedule(recipe.compaction, built.model.gates, recipe.train.compactor_lr)
     selected = {f"selected_at.{name}": value for name, value in schedule.state_dict().items()}
     tensors = {"parameters": parameters, "exp_avg": moments, "exp_avg_sq": moments, "compaction": selected}
     run = tmp_path / "run"
     record_start(run, recipe, {}, ["train.py"])
     (run / "metrics.jsonl").write_text('{"step": 1}\n')
     trainer = {"step": 1, "narrowed": False, "head_is_new": False}
-    save_checkpoint(run / "checkpoints", Checkpoint(tensors, trainer, save_config(built.bert_config)), keep=2)
+    save_checkpoint(run / "checkpoints", Checkpoint(tensors, trainer, save_config(built.model.config)), keep=2)
     return run
 
 

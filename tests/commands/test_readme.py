@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.config import load_recipe
+from pipeline.recipe import load_recipe
 from pipeline.shapes import BertShape
 from pipeline.teacher_files import resolve_student
 from preprocessing.tokenizing.tokenizer import save_tokenizer

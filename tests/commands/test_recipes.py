@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.config import Recipe, load_recipe
+from pipeline.recipe import Recipe, load_recipe
 from pipeline.shapes import BertShape
 from pipeline.teacher_files import resolve_student
 from tests.support import ROOT

@@ -3,9 +3,9 @@
 import pytest
 import yaml
 
-from pipeline.config import load_recipe
 from pipeline.engine.run_directory import record_start, resume_point
 from pipeline.errors import UserError
+from pipeline.recipe import load_recipe
 
 BASE = "method: scratch\n"
 SECTIONS = BASE + "sources: {inputs: 'lines:a.txt', tokenizer: t}\nevaluation: {tasks: rte, data: hub, seeds: '1,2'}\n"

@@ -7,8 +7,8 @@ import pytest
 
 from benchmarks import first_comparison, narrowed_or_folded
 from benchmarks.trainings import BATCH, beginning, best_of, deepspeed_config
-from pipeline.config import load_recipe
 from pipeline.errors import DataError
+from pipeline.recipe import load_recipe
 from tests.support import ROOT
 
 

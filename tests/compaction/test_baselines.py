@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from pipeline.baselines.chained import ChainedBert, chained_name
-from pipeline.baselines.distillation import distillation_loss, soft_target_loss
-from pipeline.baselines.minilm import last_projections, log_relation, minilm_loss, relation_loss
+from pipeline.baselines.distillation import distillation_of, soft_target_loss
+from pipeline.baselines.minilm import log_relation, minilm_loss, projections_of, relation_loss
 from pipeline.compaction.fold import open_indices
 from pipeline.compaction.model import is_compactor
 from pipeline.models.encoder import Bert, encode
@@ -127,7 +127,9 @@ def running(model):
 def test_distillation_trains_the_student_alone_on_the_predicted_positions():
     student, teacher = pair()
     ids, positions = token_batch(), token_batch(vocab=16, tokens=3, seed=8)
-    distillation_loss(running(student), running(teacher), ids, positions, temperature=1.5).backward()
+    batch = {"input_ids": ids, "positions": positions, "labels": positions}
+    loss_of = distillation_of(student.form, teacher(), teacher.form, temperature=1.5)
+    loss_of(student(), batch)[0].backward()
     got = {name: p.grad.clone() for name, p in student.named_parameters()}
     assert all(p.grad is None for p in teacher.parameters())
 
@@ -173,15 +175,16 @@ def test_relation_loss_is_the_sum_it_says_for_unequal_widths(relation_heads):
     assert float(relation_loss(student, teacher, relation_heads)) == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_projections_are_those_inside_the_last_layer(layers):
+@pytest.mark.parametrize("layers,number", [(1, 0), (3, 2), (3, 1)])
+def test_projections_are_those_inside_the_layer(layers, number):
     student, _ = pair(layers)
     seen, bert = {}, student.bert()
-    heads = bert.bert.encoder.layer[-1].attention.self
+    heads = bert.bert.encoder.layer[number].attention.self
     for name in ("query", "key", "value"):
         getattr(heads, name).register_forward_hook(lambda _, __, out, name=name: seen.update({name: out}))
     bert(input_ids=token_batch())
-    for got, name in zip(last_projections(running(student), token_batch()), ("query", "key", "value"), strict=True):
+    projections = projections_of(running(student), number, token_batch())
+    for got, name in zip(projections, ("query", "key", "value"), strict=True):
         torch.testing.assert_close(got, seen[name], rtol=0, atol=1e-12)
 
 

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import BertForMaskedLM, BertModel
+from transformers import BertConfig, BertForMaskedLM, BertModel
 
-from pipeline.building import build_model, load_parameters, rebuild_model
-from pipeline.config import Recipe
 from pipeline.engine.optimizer import parameter_role
 from pipeline.engine.student import fold_run
 from pipeline.errors import UserError
+from pipeline.methods import METHODS
+from pipeline.methods.method import load_parameters
 from pipeline.models.huggingface import save_config, shape_of
 from pipeline.parsing import build
+from pipeline.recipe import Recipe
 from pipeline.teachers import attention_kernel, load_teacher
+from tests.support.methods import build_method
 from tests.support.models import logits, random_teacher
 from tests.support.runs import (
     make_shards,
@@ -135,9 +137,9 @@ def test_a_new_head_is_the_same_in_every_process(tmp_path):
     """It is drawn from the recipe's seed, so ranks agree and a run can be repeated."""
     random_teacher(vocab=VOCAB).bert.save_pretrained(tmp_path)
     sections = {"teacher": {"head_warmup_steps": 1}}
-    first, second = (build_model(recipe(tmp_path, **sections), VOCAB) for _ in range(2))
-    other = build_model(recipe(tmp_path, **sections, train={"seed": 2}), VOCAB)
-    weights = [built.module.get_parameter("transform") for built in (first, second, other)]
+    first, second = (build_method(recipe(tmp_path, **sections), VOCAB) for _ in range(2))
+    other = build_method(recipe(tmp_path, **sections, train={"seed": 2}), VOCAB)
+    weights = [built.model.get_parameter("transform") for built in (first, second, other)]
     assert first.head_is_new and torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
@@ -160,22 +162,22 @@ def test_a_new_head_is_the_same_in_every_process(tmp_path):
 )
 def test_recipes_that_do_not_fit_the_teacher(teacher, sections, vocab, message):
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
-        build_model(recipe(teacher, **sections), vocab)
+        build_method(recipe(teacher, **sections), vocab)
 
 
 def test_compaction_must_not_begin_before_a_new_head_is_warm(tmp_path):
     random_teacher(vocab=VOCAB).bert.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"set compaction\.start_step to at least 2, or teacher\.head_warmup_steps"):
-        build_model(recipe(tmp_path, teacher={"head_warmup_steps": 2}), VOCAB)
+        build_method(recipe(tmp_path, teacher={"head_warmup_steps": 2}), VOCAB)
 
 
 def test_a_parameter_target_is_resolved_and_said(teacher):
-    built = build_model(
+    built = build_method(
         recipe(teacher, target={"hidden": None, "head_size": None, "params": "10k", "intermediate": 40}), VOCAB
     )
-    assert any("nearest legal student" in notice and str(built.module.target) in notice for notice in built.notices)
-    assert abs(built.module.target.parameters - 10_000) < 2000
-    assert shape_of(built.bert_config).hidden == 24
+    assert any("nearest legal student" in notice and str(built.model.target) in notice for notice in built.describe())
+    assert abs(built.model.target.parameters - 10_000) < 2000
+    assert shape_of(built.model.config).hidden == 24
 
 
 @pytest.mark.parametrize(
@@ -187,22 +189,22 @@ def test_a_parameter_target_is_resolved_and_said(teacher):
     ],
 )
 def test_shapes_of_a_new_bert(target, shape):
-    built = build_model(recipe(target=target, train={"dropout": 0.0}), VOCAB)
-    found = shape_of(built.module.config)
+    built = build_method(recipe(target=target, train={"dropout": 0.0}), VOCAB)
+    found = shape_of(built.model.config)
     assert (found.layers, found.hidden, found.heads, found.intermediate) == shape
     assert found.vocab_size == VOCAB and found.positions == 512 and not built.head_is_new
-    picked = logits(built.module, torch.zeros(2, 16, dtype=torch.long), positions=torch.tensor([[3, 5], [1, 2]]))
+    picked = logits(built.model, torch.zeros(2, 16, dtype=torch.long), positions=torch.tensor([[3, 5], [1, 2]]))
     assert picked.shape == (2, 2, VOCAB)
 
 
 @pytest.mark.parametrize("target", [{"hidden": 50}, {"hidden": None}, {"params": "1M"}])
 def test_shapes_that_are_no_bert(target):
     with pytest.raises(UserError, match=r"target\.hidden"):
-        build_model(recipe(target=target), VOCAB)
+        build_method(recipe(target=target), VOCAB)
 
 
 def test_a_new_bert_starts_at_the_scale_of_its_width_with_sinusoidal_positions():
-    model = build_model(recipe(target={"hidden": 48}), VOCAB).module.bert()
+    model = build_method(recipe(target={"hidden": 48}), VOCAB).model.bert()
     assert float(model.bert.encoder.layer[0].intermediate.dense.weight.detach().std()) == pytest.approx(0.08, rel=0.05)
     table = model.bert.embeddings.position_embeddings.weight.detach().double()
     assert torch.allclose(table.norm(dim=1), torch.full((512,), 0.08 * 48**0.5, dtype=torch.float64), rtol=1e-5)
@@ -214,18 +216,18 @@ def test_a_new_bert_starts_at_the_scale_of_its_width_with_sinusoidal_positions()
 
 
 def test_long_windows_get_positions():
-    built = build_model(recipe(data={"seq_len": 600}), VOCAB)
-    assert built.module.config.max_position_embeddings == 600
+    built = build_method(recipe(data={"seq_len": 600}), VOCAB)
+    assert built.model.config.max_position_embeddings == 600
 
 
 @pytest.mark.parametrize("method", ["wid", "scratch"])
 def test_a_checkpoint_rebuilds_the_model(teacher, method):
     wanted = recipe(teacher if method == "wid" else None)
-    built = build_model(wanted, VOCAB)
-    parameters = {name: torch.randn_like(value) for name, value in built.module.named_parameters()}
-    again = rebuild_model(wanted, save_config(built.bert_config))
+    built = build_method(wanted, VOCAB)
+    parameters = {name: torch.randn_like(value) for name, value in built.model.named_parameters()}
+    again = METHODS[method].rebuild(wanted, BertConfig.from_dict(save_config(built.model.config)), False).model
     # Another kernel would change the last bits of a resumed run.
-    assert again.config._attn_implementation == built.module.config._attn_implementation == attention_kernel()
+    assert again.config._attn_implementation == built.model.config._attn_implementation == attention_kernel()
     load_parameters(again, parameters)
     assert all(torch.equal(value, parameters[name]) for name, value in again.named_parameters())
     parameters.pop(next(iter(parameters)))
@@ -321,10 +323,10 @@ def test_continue_trains_the_teacher_itself(teacher, tmp_path):
     vocab = vocabulary_of(make_shards(tmp_path / "shards"))
     random_teacher(vocab=vocab).save_pretrained(tmp_path / "bert")
     values = recipe_values(tmp_path / "shards", tmp_path / "bert", "continue", target=None)
-    built = build_model(build(Recipe, values, "test"), vocab)
+    built = build_method(build(Recipe, values, "test"), vocab)
     original = BertForMaskedLM.from_pretrained(tmp_path / "bert", attn_implementation=attention_kernel()).eval()
     ids = torch.arange(24).reshape(2, 12)
-    torch.testing.assert_close(logits(built.module.eval(), ids), original(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(built.model.eval(), ids), original(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
 
     inputs = {
         "recipe": write_recipe(tmp_path / "recipe.yaml", values),

@@ -8,12 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForMaskedLM
 
-from pipeline.building import build_model
-from pipeline.config import Recipe
 from pipeline.errors import UserError
 from pipeline.parsing import build
+from pipeline.recipe import Recipe
 from pipeline.teacher_files import head_warmup_fault, teacher_has_head
 from pipeline.teachers import load_teacher
+from tests.support.methods import build_method
 from tests.support.models import logits, random_teacher
 from tests.support.runs import make_shards, recipe_values, vocabulary_of
 
@@ -81,7 +81,7 @@ def refused(path: str, *parts: str) -> None:
 def test_a_decoder_that_is_not_the_embeddings_is_refused(teacher, shards, name, method):
     path = teacher(lambda t: t | {DECODER: t[WORDS] + 1e-6 * torch.randn_like(t[WORDS])}, name)
     with pytest.raises(UserError, match=r"untied MLM decoder \(its file holds a cls\.predictions\.decoder\.weight"):
-        build_model(recipe(path, shards, method), vocabulary_of(shards))
+        build_method(recipe(path, shards, method), vocabulary_of(shards))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -142,15 +142,15 @@ def padded(directory, shards, rows: int, tokenizer: bool = True, head: bool = Tr
 def test_rows_beyond_the_tokenizer_are_cut_off(tmp_path, shards, method, rows):
     size = vocabulary_of(shards)
     expected = padded(tmp_path, shards, rows).eval()
-    built = build_model(recipe(tmp_path, shards, method), size)
+    built = build_method(recipe(tmp_path, shards, method), size)
     assert f"have {size + rows} rows for {size} tokens: the rows of padding are cut off" in built.notices[0]
-    assert built.bert_config.vocab_size == built.module.config.vocab_size == size
+    assert built.model.config.vocab_size == built.model.config.vocab_size == size
     ids = torch.arange(24).reshape(2, 12)
-    got = logits(built.module.eval(), ids)
+    got = logits(built.model.eval(), ids)
     torch.testing.assert_close(got, expected(input_ids=ids).logits, atol=1e-5, rtol=1e-5)
     assert got.shape[-1] == size
     if method == "continue":
-        bert = built.module.bert()
+        bert = built.model.bert()
         assert equal(bert, expected)
         head = bert.cls.predictions
         assert head.decoder.weight is bert.bert.embeddings.word_embeddings.weight
@@ -165,13 +165,13 @@ def test_a_vocabulary_file_says_what_is_padding_too(tmp_path, shards):
     for path in tmp_path.glob("*token*"):
         path.unlink()
     (tmp_path / "vocab.txt").write_text("\n".join(pieces) + "\n\n")
-    assert build_model(recipe(tmp_path, shards), size).bert_config.vocab_size == size
+    assert build_method(recipe(tmp_path, shards), size).model.config.vocab_size == size
 
 
 def test_a_new_head_is_made_at_the_size_of_the_tokenizer(tmp_path, shards):
     padded(tmp_path, shards, 5, head=False)
-    built = build_model(recipe(tmp_path, shards, teacher={"head_warmup_steps": 1}), vocabulary_of(shards))
-    assert built.head_is_new and built.module.decoder_bias.shape == (vocabulary_of(shards),)
+    built = build_method(recipe(tmp_path, shards, teacher={"head_warmup_steps": 1}), vocabulary_of(shards))
+    assert built.head_is_new and built.model.decoder_bias.shape == (vocabulary_of(shards),)
 
 
 def test_other_vocabularies_are_refused_as_ever(tmp_path, shards):
@@ -188,7 +188,7 @@ def test_other_vocabularies_are_refused_as_ever(tmp_path, shards):
     for name, rows in (("small", -3), ("unknown", 5), ("other", 5)):
         sentence = f"has {size + rows} tokens and the shards have {size}: build the shards with the teacher's tokenizer"
         with pytest.raises(UserError, match=sentence):
-            build_model(recipe(tmp_path / name, shards), size)
+            build_method(recipe(tmp_path / name, shards), size)
 
 
 # Names of a wrapper

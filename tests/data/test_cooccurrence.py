@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
-from pipeline.building import start_from_counts
 from pipeline.data import cooccurrence
 from pipeline.data.cooccurrence import TokenStatistics, count_tokens, ppmi_embeddings
 from pipeline.data.open import open_shards
+from pipeline.methods.scratch import start_from_counts
 from pipeline.models.plain import PlainBert
 from tests.support.shards import tiny_shards
 

@@ -16,10 +16,10 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from pipeline import train
-from pipeline.config import load_recipe
 from pipeline.engine import distributed, micro_step, session
 from pipeline.engine import trainer as trainer_module
 from pipeline.errors import UserError
+from pipeline.recipe import load_recipe
 
 
 class InfiniteGradient(torch.autograd.Function):

@@ -111,9 +111,9 @@ def main() -> None:
     from torch._dynamo.utils import counters
 
     from pipeline import train
-    from pipeline.config import load_recipe
     from pipeline.engine import deepspeed_config, distributed, micro_step, session
     from pipeline.engine.trainer import Trainer
+    from pipeline.recipe import load_recipe
 
     torch.set_num_threads(1)
     jobs, output = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2])

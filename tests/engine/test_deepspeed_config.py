@@ -5,9 +5,10 @@ import json
 import pytest
 from deepspeed import DeepSpeedConfig
 
-from pipeline.config import TrainConfig, load_recipe
+from pipeline.config import TrainConfig
 from pipeline.engine.deepspeed_config import load_deepspeed_config, precision
 from pipeline.errors import UserError
+from pipeline.recipe import load_recipe
 from tests.support import ROOT
 from tests.support.runs import write_deepspeed
 

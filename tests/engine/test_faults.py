@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.building import build_model
-from pipeline.config import Recipe
 from pipeline.engine.checkpoint import Checkpoint, all_checkpoints, load_checkpoint, save_checkpoint
 from pipeline.engine.run_directory import record_start, resume_point
 from pipeline.errors import DataError
 from pipeline.models.huggingface import save_config
 from pipeline.parsing import build
+from pipeline.recipe import Recipe
 from pipeline.records import read_json_lines
 from tests.engine.faults.harness import HITS, Harness, differences, plan
 from tests.engine.faults.processes import Job, launch
 from tests.support import ROOT
+from tests.support.methods import build_method
 from tests.support.models import random_teacher
 from tests.support.runs import make_shards, recipe_values, vocabulary_of, write_deepspeed, write_recipe
 from tests.support.shards import flip_bit
@@ -95,13 +95,13 @@ def trained(tmp_path_factory) -> tuple[Path, Recipe]:
     recipe = build(Recipe, recipe_values(shards, directory / "teacher", train={"steps": 9}), "test")
     run = directory / "run"
     record_start(run, recipe, {}, ["train.py"])
-    built = build_model(recipe, vocabulary_of(shards))
-    state = {name: parameter.detach().clone() for name, parameter in built.module.named_parameters()}
+    built = build_method(recipe, vocabulary_of(shards))
+    state = {name: parameter.detach().clone() for name, parameter in built.model.named_parameters()}
     for step in (2, 4, 6):
         moved = {name: value + step for name, value in state.items()}
         tensors = {kind: moved for kind in ("parameters", "exp_avg", "exp_avg_sq")} | {"compaction": {}}
         trainer = {"step": step, "optimizer_steps": step, "head_is_new": False, "narrowed": False}
-        save_checkpoint(run / "checkpoints", Checkpoint(tensors, trainer, save_config(built.bert_config)), keep=3)
+        save_checkpoint(run / "checkpoints", Checkpoint(tensors, trainer, save_config(built.model.config)), keep=3)
     return run, recipe
 
 

@@ -54,6 +54,7 @@ def main() -> None:
     from pipeline.config import TrainConfig
     from pipeline.engine import distributed
     from pipeline.engine.model_engine import ModelEngine
+    from tests.support.methods import around
     from tests.support.models import close_random_gates, compacted, random_teacher, token_batch
 
     torch.set_num_threads(1)
@@ -73,7 +74,7 @@ def main() -> None:
             "bf16": {"enabled": True},
             "timers": {"throughput": {"enabled": False}},
         }
-        engine = ModelEngine(module, TrainConfig(), config, world, lambda _: contextlib.nullcontext(), print)
+        engine = ModelEngine(around(module), TrainConfig(), config, world, lambda _: contextlib.nullcontext(), print)
         for _ in range(2):  # the first one also sets things up
             with Launches() as launches:
                 engine.begin({"weights": 1e-5, "compactor": 1e-5, "head": 1e-5})

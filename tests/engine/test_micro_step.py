@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pipeline.compaction.model import CompactedBert
-from pipeline.engine.micro_step import Carry, MicroStep, Recording, dropout_seed, masked_lm_of
+from pipeline.engine.micro_step import Carry, MicroStep, Recording, dropout_seed
 from pipeline.models.encoder import encode
-from pipeline.models.loss import masked_lm_loss
+from pipeline.models.loss import masked_lm_loss, masked_lm_of
 from pipeline.models.plain import PlainBert
 from tests.support.models import close_random_gates, compacted, random_teacher, randomise_compactors, token_batch
 
@@ -63,7 +63,7 @@ def test_what_is_carried_to_the_parameters_is_the_gradient_of_the_mean_loss(clos
     ]
     torch.stack(losses).mean().backward()
     found = model(closing, scored)
-    step = MicroStep(masked_lm_of(found.form), 3, CPU, clock)
+    step = MicroStep(masked_lm_of(found.form, training=True), 3, CPU, clock)
     for _ in range(2):  # nothing is left of the step before
         found.zero_grad()
         found.gates.record_gradient(scored)

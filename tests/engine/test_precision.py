@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.config import load_recipe
 from pipeline.data.open import open_training_data
 from pipeline.engine.student import fold_run
+from pipeline.recipe import load_recipe
 from tests.support import ROOT
 from tests.support.runs import make_shards, make_teacher, recipe_values, vocabulary_of, write_recipe
 

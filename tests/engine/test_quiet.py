@@ -3,8 +3,8 @@
 import pytest
 from transformers.utils import logging as library_logging
 
-from pipeline.config import load_recipe
 from pipeline.engine import session
+from pipeline.recipe import load_recipe
 from tests.support.models import random_teacher
 from tests.support.runs import prepare, recipe_values, vocabulary_of, write_recipe
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from pipeline.compaction.groups import build_groups
-from pipeline.engine.compaction import load_replay
 from pipeline.errors import UserError
+from pipeline.methods.replay import load_replay
 from pipeline.shapes import BertShape
 
 TEACHER = BertShape(1, 24, 3, 96, 61)

@@ -17,10 +17,8 @@ from transformers import AutoModelForMaskedLM
 from transformers.utils import logging as library_logging
 
 from pipeline import fold
-from pipeline.building import build_model
 from pipeline.compaction.model import CompactedBert
 from pipeline.compaction.schedule import Schedule
-from pipeline.config import Recipe, load_recipe
 from pipeline.data.manifest import read_manifest
 from pipeline.engine import session
 from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
@@ -28,8 +26,10 @@ from pipeline.engine.run_directory import record_start, resume_point
 from pipeline.errors import UserError
 from pipeline.models.huggingface import save_config
 from pipeline.parsing import build
+from pipeline.recipe import Recipe, load_recipe
 from tests.engine.faults.processes import environment, launch
 from tests.support import ROOT
+from tests.support.methods import build_method
 from tests.support.runs import (
     make_shards,
     make_teacher,
@@ -134,7 +134,7 @@ def recipe(inputs: dict[str, Path], method: str = "wid", **data: object) -> Reci
 def start(directory: Path, wanted: Recipe, spoil: str | None = None) -> Path:
     """A run with a checkpoint of step 1, nothing retired yet; a parameter whose name holds `spoil` has a NaN."""
     record_start(directory, wanted, {}, ["train.py"])
-    module = (built := build_model(wanted, vocabulary_of(wanted.data.sources()[0][0]))).module
+    module = (built := build_method(wanted, vocabulary_of(wanted.data.sources()[0][0]))).model
     parameters = {name: value.detach().clone() for name, value in module.named_parameters()}
     if spoil:
         next(value for name, value in parameters.items() if spoil in name).view(-1)[0] = float("nan")
@@ -146,7 +146,7 @@ def start(directory: Path, wanted: Recipe, spoil: str | None = None) -> Path:
     heldout = read_manifest(Path(wanted.data.heldout)).tokens_hash if wanted.data.heldout else hashes[0]
     trainer = {"step": 1, "head_is_new": False, "narrowed": False, "shards": hashes, "heldout": heldout}
     tensors = {"parameters": parameters, "exp_avg": {}, "exp_avg_sq": {}, "compaction": selected}
-    save_checkpoint(directory / "checkpoints", Checkpoint(tensors, trainer, save_config(built.bert_config)), keep=2)
+    save_checkpoint(directory / "checkpoints", Checkpoint(tensors, trainer, save_config(built.model.config)), keep=2)
     return directory
 
 
@@ -164,13 +164,13 @@ def elsewhere(tmp_path: Path, directory: Path) -> str:
 @pytest.mark.parametrize("method", ["wid", "continue", "scratch"])
 def test_the_restored_model_is_the_checkpoints_and_reads_no_teacher(inputs, tmp_path, monkeypatch, method):
     run = start(tmp_path / "run", recipe(inputs, method))
-    built = build_model(recipe(inputs, method), vocabulary_of(inputs["shards"]))
-    monkeypatch.setattr("pipeline.building.load_teacher", None)
+    built = build_method(recipe(inputs, method), vocabulary_of(inputs["shards"]))
+    monkeypatch.setattr("pipeline.methods.teacher.load_teacher", None)
     found = go_on(run, recipe(inputs, method, shards=elsewhere(tmp_path, inputs["shards"])), inputs)
-    own = dict(found.built.module.named_parameters())
-    assert all(torch.equal(value, own[name]) for name, value in built.module.named_parameters())
-    assert save_config(found.built.bert_config) == save_config(built.bert_config)
-    assert found.built.notices == built.notices and not found.built.head_is_new
+    own = dict(found.method.model.named_parameters())
+    assert all(torch.equal(value, own[name]) for name, value in built.model.named_parameters())
+    assert save_config(found.method.model.config) == save_config(built.model.config)
+    assert found.method.describe() == built.describe() and not found.method.head_is_new
     assert all(source.directory == tmp_path / "elsewhere" / "shards" for source in found.data.sources)
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipeline.config import Recipe
 from pipeline.engine import checkpoint as checkpoint_module
 from pipeline.engine.run_directory import DirectoryLock, record_start, resume_point
 from pipeline.environment import commit
 from pipeline.errors import DataError, UserError
 from pipeline.parsing import build
+from pipeline.recipe import Recipe
 from tests.support.checkpoints import names, save
 from tests.support.runs import recipe_values
 from tests.support.shards import contents, flip_bit

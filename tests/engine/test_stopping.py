@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from pipeline.config import Recipe, TeacherConfig
+from pipeline.config import TeacherConfig
 from pipeline.engine import stopping
 from pipeline.engine.distributed import World
 from pipeline.engine.run_directory import record_start
 from pipeline.engine.stopping import StopRequest, request
+from pipeline.recipe import Recipe
 
 
 @dataclass(frozen=True)

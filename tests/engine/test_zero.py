@@ -122,8 +122,8 @@ def runs(tmp_path_factory) -> Path:
 
 def epochs(run: Path, step: int) -> set[int]:
     """The epochs that the samples of one step, counted from 1, belong to."""
-    from pipeline.config import load_recipe
     from pipeline.data.open import open_training_data
+    from pipeline.recipe import load_recipe
 
     recipe = load_recipe(run / "config.yaml", [])
     data, _, _ = open_training_data(recipe.data, recipe.train.seed)
@@ -231,9 +231,9 @@ def test_the_trainer_measures_what_the_student_scores(runs):
     """The last held-out loss of a run is that of the student, computed here from the student alone."""
     from transformers import AutoModelForMaskedLM
 
-    from pipeline.config import load_recipe
     from pipeline.data.open import open_training_data
     from pipeline.engine.student import fold_run
+    from pipeline.recipe import load_recipe
 
     student = runs / "student_measured"
     fold_run(runs / "zero2", student)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.config import load_recipe
 from pipeline.engine.run_directory import record_start
+from pipeline.recipe import load_recipe
 from tests.engine.faults.processes import environment
 from tests.support import ROOT
 from tests.support.runs import prepare

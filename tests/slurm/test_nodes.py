@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from pipeline.config import load_recipe
+from pipeline.recipe import load_recipe
 from slurm import check_node, judge_nodes
 from tests.support.runs import prepare, run_main
 

@@ -8,8 +8,8 @@ import types
 import pytest
 import yaml
 
-from pipeline.config import load_recipe
 from pipeline.errors import UserError
+from pipeline.recipe import load_recipe
 from slurm import batch, checks, scheduler, submit
 from slurm.record import read_record
 from slurm.resources import load_site

@@ -17,10 +17,10 @@ os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "WARNING")
 import torch
 
 from pipeline import train
-from pipeline.config import load_recipe
 from pipeline.engine import distributed, session
-from pipeline.engine.compaction import CompactionState
 from pipeline.engine.trainer import Trainer
+from pipeline.methods.wid import Wid
+from pipeline.recipe import load_recipe
 
 train_to_the_end = Trainer.run
 
@@ -34,9 +34,9 @@ def run(self: Trainer) -> bool:
 Trainer.run = run
 torch.set_num_threads(1)
 world = distributed.start(timeout_minutes=5)
-narrowing_due = CompactionState.narrowing_due
+successor = Wid.successor
 for job in json.loads(Path(sys.argv[1]).read_text()):
-    CompactionState.narrowing_due = (lambda *_: False) if job[0] == "whole" else narrowing_due
+    Wid.successor = (lambda *_: None) if job[0] == "whole" else successor
     sys.argv = ["train.py", *(part for part in job if part != "whole")]
     arguments, overrides = train.parse_arguments()
     assert session.train(load_recipe(arguments.config, overrides), arguments.deepspeed_config, arguments.output, world)

@@ -24,9 +24,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.config import load_recipe
 from pipeline.data.open import open_training_data
 from pipeline.engine.checkpoint import TENSOR_FILES, all_checkpoints, step_of, why_incomplete
+from pipeline.recipe import load_recipe
 from pipeline.records import read_json_lines
 from tests.engine.faults.processes import TRAIN, Job, launch, wait_until
 from tests.support.models import random_teacher

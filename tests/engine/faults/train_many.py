@@ -19,9 +19,9 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from pipeline import train
-from pipeline.config import load_recipe
 from pipeline.engine import distributed, session
 from pipeline.errors import UserError
+from pipeline.recipe import load_recipe
 
 jobs, results = Path(sys.argv[1]), Path(sys.argv[2])
 accelerator = get_accelerator()
