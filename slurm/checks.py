@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.cost import trained_parameters
 from pipeline.errors import Refusals, UserError, refuse
-from pipeline.recipe import Recipe, load_recipe
+from pipeline.recipe import DISTILLATIONS, Recipe, load_recipe
 from pipeline.stages import ROOT
 from pipeline.teacher_files import teacher_shape
 from pipeline.train import faults_here
@@ -105,7 +105,8 @@ def _lack(path: Path, needed: int, what: str) -> str | None:
 
 def _checkpoint_bytes(recipe: Recipe) -> int:
     """Of the checkpoints that are kept, and of the one that is being written."""
-    shape = teacher_shape(recipe.teacher.path) if recipe.teacher.path else None
+    is_trained = recipe.teacher.path is not None and recipe.method not in DISTILLATIONS  # else what it teaches is
+    shape = teacher_shape(recipe.teacher.path) if is_trained else None
     parameters = trained_parameters("composed", shape, shape) if shape else 0
     return parameters * _BYTES_OF_A_PARAMETER * (recipe.train.keep_checkpoints + 1)
 

@@ -185,7 +185,7 @@ PLANTED = {
         "pipeline.reporting.tables must do without",
     ),
     "no torch on the ground floor": ({"pipeline/cost.py": "import torch"}, "pipeline.cost must do without"),
-    "nor through another": ({"pipeline/parsing.py": LATE.format("transformers", "x")}, "pipeline.config -> pipeline.p"),
+    "nor through another": ({"pipeline/parsing.py": LATE.format("transformers", "x")}, "pipeline.recipe -> pipeline.p"),
     "another exception": ({"pipeline/environment.py": LATE.format("torch", "cuda")}, "pipeline.environment must do w"),
     "slow door": ({"pipeline/launch.py": "import transformers"}, "pipeline.evaluate must do without"),
     "files": ({"pipeline/compaction/groups.py": LATE.format("pathlib", "Path")}, "pathlib.Path"),

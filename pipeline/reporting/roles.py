@@ -15,6 +15,8 @@ CONTROLS = {
     "continue": "the teacher, trained on as it is",
 }
 """Kinds of models that show what a student would be without what its method adds."""
+NAMES = {WID: "WID", "kd": "logit distillation", "minilmv2": "MiniLMv2"}
+"""What methods that make students are called."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Roles:
 
 def by(kind: str) -> str:
     """How a student was made, to be put behind its name."""
-    return f", {CONTROLS[kind]}" if kind in CONTROLS else f" by {'WID' if kind == WID else kind}" if kind else ""
+    return f", {CONTROLS[kind]}" if kind in CONTROLS else f" by {NAMES.get(kind, kind)}" if kind else ""
 
 
 def roles_of(models: Sequence[Model], runs: Sequence[RunSummary]) -> Roles:
