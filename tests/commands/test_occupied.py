@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from pipeline import fold, train
-from pipeline.compaction.schedule import Schedule
 from pipeline.data.manifest import read_manifest
 from pipeline.data.vocabulary import load_tokenizer
 from pipeline.engine import checkpoint, student
@@ -36,9 +35,7 @@ def unfinished(inputs, tmp_path) -> Path:
     built = build_method(recipe, vocabulary_of(inputs["shards"]))
     parameters = {name: value.detach().clone() for name, value in built.model.named_parameters()}
     moments = {name: torch.zeros_like(value) for name, value in parameters.items()}
-    schedule = Schedule(recipe.compaction, built.model.gates, recipe.train.compactor_lr)
-    selected = {f"selected_at.{name}": value for name, value in schedule.state_dict().items()}
-    tensors = {"parameters": parameters, "exp_avg": moments, "exp_avg_sq": moments, "compaction": selected}
+    tensors = {"parameters": parameters, "exp_avg": moments, "exp_avg_sq": moments, "compaction": built.state_dict()}
     run = tmp_path / "run"
     record_start(run, recipe, {}, ["train.py"])
     (run / "metrics.jsonl").write_text('{"step": 1}\n')

@@ -97,7 +97,7 @@ def test_dropout_is_a_function_of_the_keys_alone():
     teacher = random_teacher()
     teacher.config.hidden_dropout_prob = teacher.config.attention_probs_dropout_prob = 0.3
     plain, (batch,) = PlainBert(teacher), batches(1)
-    step = MicroStep(masked_lm_of(plain.form), 1, CPU, clock)
+    step = MicroStep(masked_lm_of(plain.form, training=True), 1, CPU, clock)
 
     def loss(*keys: int) -> float:
         torch.rand(7)

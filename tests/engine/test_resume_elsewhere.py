@@ -17,8 +17,6 @@ from transformers import AutoModelForMaskedLM
 from transformers.utils import logging as library_logging
 
 from pipeline import fold
-from pipeline.compaction.model import CompactedBert
-from pipeline.compaction.schedule import Schedule
 from pipeline.data.manifest import read_manifest
 from pipeline.engine import session
 from pipeline.engine.checkpoint import Checkpoint, save_checkpoint
@@ -138,14 +136,10 @@ def start(directory: Path, wanted: Recipe, spoil: str | None = None) -> Path:
     parameters = {name: value.detach().clone() for name, value in module.named_parameters()}
     if spoil:
         next(value for name, value in parameters.items() if spoil in name).view(-1)[0] = float("nan")
-    selected = {}
-    if isinstance(module, CompactedBert):
-        state = Schedule(wanted.compaction, module.gates, wanted.train.compactor_lr).state_dict()
-        selected = {f"selected_at.{name}": value for name, value in state.items()}
     hashes = [read_manifest(path).tokens_hash for path, _ in wanted.data.sources()]
     heldout = read_manifest(Path(wanted.data.heldout)).tokens_hash if wanted.data.heldout else hashes[0]
     trainer = {"step": 1, "head_is_new": False, "narrowed": False, "shards": hashes, "heldout": heldout}
-    tensors = {"parameters": parameters, "exp_avg": {}, "exp_avg_sq": {}, "compaction": selected}
+    tensors = {"parameters": parameters, "exp_avg": {}, "exp_avg_sq": {}, "compaction": built.state_dict()}
     save_checkpoint(directory / "checkpoints", Checkpoint(tensors, trainer, save_config(built.model.config)), keep=2)
     return directory
 
