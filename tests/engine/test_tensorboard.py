@@ -172,7 +172,7 @@ def test_every_tag_is_documented_and_every_documented_tag_exists(get):
     shown = [tag for kind in ("scalars", "histograms", "images", "text") for tag in tags(get, kind)]
     shown = [tag.removesuffix("/text_summary") for tag in shown]
     assert [tag for tag in shown if not any(p.match(tag) for p in patterns.values())] == []
-    elsewhere = {tag for tag, rest in documented if "fp16" in rest or "on GPUs" in rest}
+    elsewhere = {tag for tag, rest in documented if "fp16" in rest or "on GPUs" in rest or "minilmv2" in rest}
     assert elsewhere == {tag for tag, p in patterns.items() if not any(p.match(tag) for tag in shown)}
 
 
