@@ -115,7 +115,8 @@ def recorded_steps(monkeypatch, capture) -> tuple[list[dict[str, torch.Tensor]],
     said: list[str] = []
     found = []
     made = model(closing=True, scored=True)
-    step = MicroStep(masked_lm_of(made.form, training=True), 2, CPU, clock, recorded=capture is not None, say=said.append)
+    loss_of = masked_lm_of(made.form, training=True)
+    step = MicroStep(loss_of, 2, CPU, clock, recorded=capture is not None, say=said.append)
     for scored, closing in ((True, True), (True, True), (False, True), (False, False)):
         made.zero_grad()
         made.gates.record_gradient(scored)
