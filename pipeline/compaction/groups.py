@@ -115,10 +115,13 @@ class Gates:
         """A tensor like `value` as views by group."""
         return {name: flat[self.places[name]] for name in self.groups}
 
-    def whole(self, dtype: torch.dtype, fill: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
-        """A new tensor like `value` at full width, narrowed or not, and views of it by group."""
-        flat = torch.full((sum(group.size for group in self.groups.values()),), fill, dtype=dtype)
-        return flat, {name: flat[self._whole_places[name]] for name in self.groups}
+    def whole(self, dtype: torch.dtype, fill: int = 0) -> Tensor:
+        """A new tensor like `value` at full width, narrowed or not, on the CPU."""
+        return torch.full((sum(group.size for group in self.groups.values()),), fill, dtype=dtype)
+
+    def split_whole(self, flat: Tensor) -> dict[str, Tensor]:
+        """A tensor like those of `whole` as views by group."""
+        return {name: flat[self._whole_places[name]] for name in self.groups}
 
     def move_to(self, device: torch.device | str) -> None:
         self.value = self.value.detach().to(device).requires_grad_(self.value.requires_grad)

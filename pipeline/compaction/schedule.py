@@ -38,7 +38,8 @@ class Schedule:
         self.gates = gates
         self.compactor_lr = compactor_lr
         # All groups in one buffer, like the gates; a view for each.
-        self._selected_at, self.selected_at = gates.whole(torch.int64, fill=-1)
+        self._selected_at = gates.whole(torch.int64, fill=-1)
+        self.selected_at = gates.split_whole(self._selected_at)
 
     def choose(self, increment: int, scores: dict[str, Tensor]) -> dict[str, list[int]]:
         """What `increment` retires, per group, from scores (size,) float64. Changes nothing."""

@@ -59,32 +59,43 @@ class TaylorScores:
 
     Square only the gradient of the global-batch mean loss: accumulated over micro-batches, averaged over ranks and
     unscaled. Squaring any part of it measures noise instead.
+
+    Sums stay where the gradients are, so that the host waits for a device only when a choice or a checkpoint is due.
     """
 
     def __init__(self, gates: Gates) -> None:
-        self.steps = 0
-        self._sums, self.sums = gates.whole(torch.float64)
+        self._split = gates.split_whole
+        self._sums = gates.whole(torch.float64)
+        self._steps = torch.zeros((), dtype=torch.int64)
 
     def add(self, gradient: Tensor) -> None:
-        """Take the gradient of all gates (dimensions,) of one optimizer step, on the CPU."""
-        self._sums += gradient.double().square()
-        self.steps += 1
+        """Take the gradient of all gates (dimensions,) of one optimizer step; one that is not finite does not count."""
+        self._sums, self._steps = self._sums.to(gradient.device), self._steps.to(gradient.device)
+        finite = gradient.isfinite().all()
+        self._sums += torch.where(finite, gradient.double().square(), 0.0)
+        self._steps += finite
+
+    @property
+    def steps(self) -> int:
+        """Gradients that counted since the last reset."""
+        return int(self._steps)
 
     def scores(self) -> dict[str, Tensor]:
-        """The mean over the steps seen: name -> (size,) float64."""
-        return {name: total / max(self.steps, 1) for name, total in self.sums.items()}
+        """The mean over the steps seen: name -> (size,) float64 on the CPU."""
+        return self._split(self._sums.cpu() / max(self.steps, 1))
 
     def reset(self) -> None:
         """Start the next interval."""
-        self.steps = 0
+        self._steps.zero_()
         self._sums.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"steps": torch.tensor(self.steps), **{f"sums.{name}": total for name, total in self.sums.items()}}
+        sums = self._split(self._sums.cpu())
+        return {"steps": self._steps.cpu(), **{f"sums.{name}": total for name, total in sums.items()}}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.steps = int(state["steps"])
-        for name, total in self.sums.items():
+        self._steps.copy_(state["steps"])
+        for name, total in self._split(self._sums).items():
             total.copy_(state[f"sums.{name}"])
 
 

@@ -82,11 +82,8 @@ class Wid(Method):
     def after_step(self, ranks: Ranks, loss_scale: float) -> None:
         """Score the gradient of all gates, of the whole global batch."""
         gradient = self.model.gates.value.grad
-        if gradient is None:
-            return
-        gradient = ranks.mean(gradient.double()).cpu() / loss_scale
-        if bool(gradient.isfinite().all()):
-            self.taylor.add(gradient)
+        if gradient is not None:
+            self.taylor.add(ranks.mean(gradient.double()) / loss_scale)
 
     def successor(self, step: int) -> CompactedBert | None:
         """The same model at the width that is left, from the step on at which every gate is 0 or 1."""

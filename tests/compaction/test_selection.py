@@ -49,6 +49,7 @@ def test_taylor_averages_squares_and_survives_a_checkpoint():
     taylor = TaylorScores(gates)
     taylor.add(torch.tensor([1.0, -2.0, 0.0]))
     taylor.add(torch.tensor([3.0, 0.0, 0.0]))
+    taylor.add(torch.tensor([1.0, float("inf"), 0.0]))  # is no gradient, and does not count
     again = TaylorScores(gates)
     again.load_state_dict(taylor.state_dict())
     for scores in (taylor, again):
