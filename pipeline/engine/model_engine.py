@@ -18,9 +18,16 @@ from pipeline.engine import micro_step
 from pipeline.engine.deepspeed_config import precision
 from pipeline.engine.distributed import World
 from pipeline.engine.micro_step import MicroStep, masked_lm_of
-from pipeline.engine.optimizer import set_learning_rates
+from pipeline.engine.optimizer import set_learning_rates, skip_next_step
 from pipeline.engine.setup import initialize_engine
-from pipeline.engine.state import MOMENTS, LossScaler, gather_state, optimizer_steps, restore_state
+from pipeline.engine.state import (
+    MOMENTS,
+    LossScaler,
+    gather_state,
+    inner_optimizer,
+    optimizer_steps,
+    restore_state,
+)
 from pipeline.models.plain import PlainBert
 
 Clock = Callable[[str], AbstractContextManager[None]]
@@ -58,7 +65,7 @@ class ModelEngine:
 
     def _start(self, module: PlainBert | CompactedBert) -> None:
         self.module = module
-        self._engine, self._guard = initialize_engine(module, self._train, self._config)
+        self._engine = initialize_engine(module, self._train, self._config)
         if isinstance(module, CompactedBert):
             # Gates are no parameters, so DeepSpeed leaves them where they are.
             module.gates.move_to(self._world.device)
@@ -82,12 +89,19 @@ class ModelEngine:
         with self._clock("backward"):
             self._engine.backward(self.micro_step.carried_loss())
 
-    def step(self, sound: bool) -> bool:
-        """DeepSpeed's step, in which nothing changes unless the numbers are `sound`; whether anything did."""
-        self._guard.skip = not sound
+    def step(self, unsound: Tensor) -> None:
+        """DeepSpeed's step, in which nothing changes if the numbers are unsound.
+
+        Args:
+            unsound: not 0 if they are; a number () on the device, which the host does not wait for.
+        """
+        self._skipped = skip_next_step(inner_optimizer(self._engine), unsound)
         with self._clock("optimizer"):
             self._engine.step()
-        return sound and bool(self._engine.was_step_applied())
+
+    def applied(self) -> bool:
+        """Whether the last step changed anything, which the host waits for."""
+        return bool(self._engine.was_step_applied()) and not bool(self._skipped)
 
     def local_gradient_norm(self) -> Tensor | None:
         """Norm of the averaged gradient at stage 0 in fp32; DeepSpeed knows it elsewhere, after the step."""

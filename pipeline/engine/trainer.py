@@ -190,7 +190,8 @@ class Trainer:
         if self.compaction and sound:
             with self.telemetry.clock("compaction"):
                 gradient = self.compaction.gate_gradient(scale or 1.0)
-        applied = self.engine.step(sound)
+        self.engine.step(means.new_tensor(not sound))
+        applied = self.engine.applied()
         if self.compaction and applied and gradient is not None:
             with self.telemetry.clock("compaction"):
                 self.compaction.after_step(gradient)
