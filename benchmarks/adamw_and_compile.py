@@ -25,7 +25,8 @@ if not __package__:
 import torch
 
 from benchmarks.composition_share import build, setting_of
-from benchmarks.steps import LossOf, compose, loss_of_variant, make_batches
+from benchmarks.steps import make_batches, named
+from pipeline.engine.micro_step import LossOf, compiled, masked_lm_of
 from pipeline.engine.optimizer import build_optimizer, parameter_groups
 from pipeline.environment import measured, require_compiler
 from pipeline.errors import EXIT_DONE, run_entry_point
@@ -62,20 +63,20 @@ def measure_adamw(rounds: int) -> dict[str, Any]:
 
 def measure_compile(rounds: int) -> dict[str, Any]:
     model = build("narrowed")
-    _, leaves = compose(model)
-    loss_of = loss_of_variant("narrowed", model)
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in model().items()}
+    loss_of = masked_lm_of(model.form)
     (batch,) = make_batches(setting_of(WINDOWS))
     losses: dict[str, float] = {}
 
     def pass_of(name: str, loss_of: LossOf) -> Callable[[], None]:
         def work() -> None:
-            loss = loss_of(leaves, batch)
+            loss, _ = loss_of(leaves, named(batch))
             loss.backward()
             losses[name] = loss.item()
 
         return work
 
-    row = in_turn(rounds, pass_of("plain", loss_of), pass_of("compiled", torch.compile(loss_of, dynamic=False)))
+    row = in_turn(rounds, pass_of("plain", loss_of), pass_of("compiled", compiled(loss_of)))
     if abs(losses["plain"] - losses["compiled"]) > 1e-4 * losses["plain"]:
         raise RuntimeError(f"the compiled model does not compute the same: {losses}")
     return row

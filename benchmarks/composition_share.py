@@ -20,16 +20,15 @@ if not __package__:
 
 import torch
 
-from benchmarks.steps import Setting, close_gates, compose, make_batches, random_bert, send_back
+from benchmarks.steps import Setting, close_gates, make_batches, micro_step_of, named, random_bert
 from pipeline.compaction.fold import open_indices
 from pipeline.compaction.model import CompactedBert
 from pipeline.cost import TRAINING, Batch, Variant, composition_macs, step_macs
+from pipeline.engine.micro_step import masked_lm_of
 from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.files import write_atomically
 from pipeline.launch import positive_int
-from pipeline.models.encoder import encode
-from pipeline.models.loss import masked_lm_loss
 from pipeline.records import markdown_table
 from pipeline.shapes import BertShape, resolve_target
 
@@ -60,12 +59,13 @@ def counted_share(form: Variant, setting: Setting) -> float:
 def time_one(model: CompactedBert, setting: Setting) -> tuple[float, float]:
     """Processor seconds of one composition and of the rest of a micro-batch."""
     (batch,) = make_batches(setting)
+    micro_step = micro_step_of(setting, masked_lm_of(model.form))
     began = time.process_time()
-    tensors, leaves = compose(model)
+    micro_step.begin(model())
     composed = time.process_time()
-    masked_lm_loss(encode(leaves, model.form, *batch[:2]), batch[2])[0].backward()
+    micro_step.run(named(batch), seed=1)
     done = time.process_time()
-    send_back(tensors, leaves)
+    micro_step.carried_loss().backward()
     ended = time.process_time()
     model.zero_grad()
     return composed - began + ended - done, done - composed

@@ -23,10 +23,14 @@ from benchmarks.steps import (
     Setting,
     build_models,
     close_gates,
+    forward_and_backward,
     make_batches,
     make_rows,
     measure,
+    micro_step_of,
+    named,
     ratios,
+    untimed,
     without_stderr,
 )
 from pipeline.compaction.model import CompactedBert
@@ -125,15 +129,6 @@ REHEARSAL = Scale(
 )
 
 
-def untimed(_: str) -> contextlib.AbstractContextManager[None]:
-    """The clock of phases that nobody reads."""
-    return contextlib.nullcontext()
-
-
-def torch_device(device: str) -> torch.device:
-    return torch.device(device, torch.cuda.current_device()) if device == "cuda" else torch.device(device)
-
-
 def capture(scale: Scale, result: Result, folder: Path) -> bool:
     """Whether a recorded micro-step is the step, and whether seeds mean there what they mean elsewhere."""
     layers, windows = scale.capture
@@ -170,10 +165,6 @@ def forms(models: dict[str, nn.Module]) -> dict[str, Model]:
         "gate with gradient": scored,
         "narrowed": models["narrowed"],
     }
-
-
-def named(batch: MicroBatch) -> dict[str, Tensor]:
-    return dict(zip(("input_ids", "positions", "labels"), batch, strict=True))
 
 
 def outcomes(
@@ -319,14 +310,10 @@ def recorded_row(
     if compile_too:
         # A rehearsal needs no compiler.
         loss_of = micro_steps.compiled(loss_of, "inductor" if on_gpu else "eager")
-    device = torch_device(setting.device)
-    micro_step = MicroStep(loss_of, setting.micro_batches, device, untimed, on_gpu, said.append)
+    micro_step = micro_step_of(setting, loss_of, on_gpu, said.append)
 
     def step(batches: list[MicroBatch]) -> None:
-        micro_step.begin(model())
-        for number, batch in enumerate(batches):
-            micro_step.run(named(batch), number)
-        micro_step.carried_loss().backward()
+        forward_and_backward(model, micro_step, batches)
         optimizer.step()
 
     return Row(variant, step, lambda: optimizer.bytes_held() + sum(p.nbytes for p in model.parameters()))

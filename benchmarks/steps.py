@@ -1,7 +1,8 @@
 """The steps that `step_time.py` and `scaling.py` measure: models of a shape, their optimizers, a row for each form.
 
-Models have random weights and no dropout; batches are random tokens, masked by the project's own masking. As in
-training, WID composes once in a step, and all its micro-batches run on what came out.
+Models have random weights and no dropout; batches are random tokens, masked by the project's own masking. The
+micro-steps are the trainer's own: WID composes once in a step, all its micro-batches run on what came out, and their
+gradients add up in fp32.
 """
 
 import contextlib
@@ -9,7 +10,7 @@ import copy
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,11 +27,13 @@ from pipeline.compaction.model import CompactedBert, is_compactor
 from pipeline.compaction.selection import choose, random_scores
 from pipeline.cost import Batch, Variant
 from pipeline.data.masking import Vocabulary, mask_windows
+from pipeline.engine import micro_step as micro_steps
+from pipeline.engine.micro_step import MicroStep
 from pipeline.engine.optimizer import build_optimizer, parameter_groups
 from pipeline.errors import UserError
 from pipeline.methods.scratch import BERT_BASE_HIDDEN, BERT_BASE_RANGE
 from pipeline.models.encoder import Bert, Form, Tensors, encode
-from pipeline.models.loss import masked_lm_loss
+from pipeline.models.loss import LossOf, masked_lm_loss, masked_lm_of
 from pipeline.models.plain import PlainBert
 from pipeline.shapes import BertShape
 
@@ -44,8 +47,6 @@ DISTILLED: tuple[Variant, ...] = ("kd", "minilm")
 
 MicroBatch = tuple[Tensor, Tensor, Tensor]
 """input_ids (batch, tokens), positions (batch, k), labels (batch, k)."""
-LossOf = Callable[[Tensors, MicroBatch], Tensor]
-"""The loss of a micro-batch, from the tensors that learn."""
 
 
 @dataclass(frozen=True)
@@ -195,51 +196,55 @@ class Optimizer:
         return sum(tensor.nbytes for tensor in (*state, *masters))
 
 
-def compose(model: nn.Module) -> tuple[Tensors, Tensors]:
-    """What WID composes, and leaf tensors that hold it, on which micro-batches run; their gradients add up there.
-
-    The tensors of any other model are its parameters, and nothing is composed.
-    """
-    if not isinstance(model, CompactedBert):
-        return {}, dict(model.named_parameters())
-    composed: Tensors = model()
-    return composed, {name: t.detach().requires_grad_(t.requires_grad) for name, t in composed.items()}
+def named(batch: MicroBatch) -> dict[str, Tensor]:
+    """As the trainer's micro-steps take it."""
+    return dict(zip(("input_ids", "positions", "labels"), batch, strict=True))
 
 
-def send_back(composed: Tensors, leaves: Tensors) -> None:
-    """Go backward through the composition from the gradients of the leaves."""
-    learnt = [name for name in composed if leaves[name].grad is not None]
-    torch.autograd.backward([composed[name] for name in learnt], [leaves[name].grad for name in learnt])
+def untimed(_: str) -> contextlib.AbstractContextManager[None]:
+    """The clock of phases that nobody reads."""
+    return contextlib.nullcontext()
 
 
-def forward_and_backward(model: nn.Module, loss_of: LossOf, batches: list[MicroBatch]) -> None:
+def micro_step_of(
+    setting: Setting, loss_of: LossOf, recorded: bool = False, say: Callable[[str], None] = print
+) -> MicroStep:
+    """The trainer's own, for the micro-batches of this setting."""
+    on_gpu = setting.device == "cuda"
+    device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+    return MicroStep(loss_of, setting.micro_batches, device, untimed, recorded, say)
+
+
+def forward_and_backward(model: nn.Module, micro_step: MicroStep, batches: list[MicroBatch]) -> None:
     """Leave the gradients of the mean loss over all micro-batches in the model's parameters."""
-    composed, leaves = compose(model)
-    for batch in batches:
-        (loss_of(leaves, batch) / len(batches)).backward()
-    if composed:
-        send_back(composed, leaves)
+    # WID as published composes nothing that its micro-batches could share: they run on the parameters themselves.
+    chained = isinstance(model, ChainedBert)
+    micro_step.begin({} if chained else model())
+    for number, batch in enumerate(batches):
+        micro_step.run(named(batch), number)
+    carried = micro_step.carried_loss()
+    if not chained:
+        carried.backward()
 
 
 def loss_of_variant(variant: Variant, model: nn.Module, teacher: PlainBert | None = None) -> LossOf:
     """What a row trains on; the distilled ones need the teacher."""
     if isinstance(model, ChainedBert):
-        return lambda _, batch: masked_lm_loss(model(*batch[:2]), batch[2])[0]
+        return lambda _, batch: masked_lm_loss(model(batch["input_ids"], batch["positions"]), batch["labels"])
     assert isinstance(model, (PlainBert, CompactedBert))
     form: Form = model.form
     if variant not in DISTILLED:
-        return lambda tensors, batch: masked_lm_loss(encode(tensors, form, *batch[:2]), batch[2])[0]
+        return masked_lm_of(form, training=True)
     assert teacher
     known, known_form = dict(teacher.named_parameters()), teacher.form
+    if variant == "kd":
+        return distillation_of(form, known, known_form)
 
-    def distilled(tensors: Tensors, batch: MicroBatch) -> Tensor:
-        student, taught = Bert(tensors, form), Bert(known, known_form)
-        if variant == "kd":
-            names = ("input_ids", "positions", "labels")
-            return distillation_of(form, known, known_form)(tensors, dict(zip(names, batch, strict=True)))[0]
-        return minilm_loss(student, taught, batch[0], known_form.heads)
+    def relations(tensors: Tensors, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        loss = minilm_loss(Bert(tensors, form), Bert(known, known_form), batch["input_ids"], known_form.heads)
+        return loss, loss.detach()  # there is no accuracy
 
-    return distilled
+    return relations
 
 
 @dataclass
@@ -271,10 +276,10 @@ def make_rows(
         name = "student" if variant in DISTILLED else variant
         model, optimizer = models[name], optimizers[name]
         modules = (model, teacher) if variant in DISTILLED else (model,)
-        loss_of = through(loss_of_variant(variant, model, teacher))
+        micro_step = micro_step_of(setting, through(loss_of_variant(variant, model, teacher)))
 
         def step(batches: list[MicroBatch]) -> None:
-            forward_and_backward(model, loss_of, batches)
+            forward_and_backward(model, micro_step, batches)
             optimizer.step()
 
         def held() -> int:
@@ -286,7 +291,7 @@ def make_rows(
     for variant in variants:
         rows[variant] = row(variant)
         if compiled and variant not in (*DISTILLED, "chained"):
-            rows[f"{variant}_compiled"] = row(variant, torch.compile)
+            rows[f"{variant}_compiled"] = row(variant, micro_steps.compiled)
     return rows
 
 

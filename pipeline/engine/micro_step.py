@@ -130,7 +130,7 @@ class MicroStep:
         with self._clock("forward"):
             loss, accuracy = self._loss_of(self._leaves, batch)
         with self._clock("backward"):
-            (loss * self._scale).backward()
+            loss.backward(torch.full_like(loss, self._scale))
             self._add_up()
             self._result += torch.stack([loss.detach(), accuracy])
 
@@ -213,7 +213,8 @@ class Recording:
 
     def _work(self) -> None:
         loss, accuracy = self._loss_of(self._leaves, self._batch)
-        gradients = torch.autograd.grad(loss * self._scale, list(self._learning.values()), allow_unused=True)
+        scale, learning = self._scale.to(loss.dtype), list(self._learning.values())
+        gradients = torch.autograd.grad(loss, learning, scale, allow_unused=True)
         pairs = [(s, g.to(s.dtype)) for s, g in zip(self.sums.values(), gradients, strict=True) if g is not None]
         torch._foreach_add_([total for total, _ in pairs], [gradient for _, gradient in pairs])
         self.result += torch.stack([loss.detach(), accuracy])

@@ -17,9 +17,16 @@ from pipeline.engine import micro_step
 from pipeline.engine.deepspeed_config import precision
 from pipeline.engine.distributed import World
 from pipeline.engine.micro_step import MicroStep
-from pipeline.engine.optimizer import set_learning_rates
+from pipeline.engine.optimizer import set_learning_rates, skip_next_step
 from pipeline.engine.setup import initialize_engine
-from pipeline.engine.state import MOMENTS, LossScaler, gather_state, optimizer_steps, restore_state
+from pipeline.engine.state import (
+    MOMENTS,
+    LossScaler,
+    gather_state,
+    inner_optimizer,
+    optimizer_steps,
+    restore_state,
+)
 from pipeline.methods.method import Method, State, load_parameters
 from pipeline.models.plain import PlainBert
 
@@ -56,7 +63,7 @@ class ModelEngine:
 
     def _start(self, method: Method) -> None:
         self._method = method
-        self._engine, self._guard = initialize_engine(method.model, self._train, self._config)
+        self._engine = initialize_engine(method.model, self._train, self._config)
         method.move_to(self._world.device)
         self._engine.train()
         self.scaler = LossScaler(self._engine)
@@ -78,12 +85,19 @@ class ModelEngine:
         with self._clock("backward"):
             self._engine.backward(self.micro_step.carried_loss())
 
-    def step(self, sound: bool) -> bool:
-        """DeepSpeed's step, in which nothing changes unless the numbers are `sound`; whether anything did."""
-        self._guard.skip = not sound
+    def step(self, unsound: Tensor) -> None:
+        """DeepSpeed's step, in which nothing changes if the numbers are unsound.
+
+        Args:
+            unsound: not 0 if they are; a number () on the device, which the host does not wait for.
+        """
+        skip_next_step(inner_optimizer(self._engine), unsound)
         with self._clock("optimizer"):
             self._engine.step()
-        return sound and bool(self._engine.was_step_applied())
+
+    def applied(self) -> bool:
+        """Whether DeepSpeed took the last step: at an overflow of fp16 it does not. It knows nothing of `unsound`."""
+        return bool(self._engine.was_step_applied())
 
     def local_gradient_norm(self) -> Tensor | None:
         """Norm of the averaged gradient at stage 0 in fp32; DeepSpeed knows it elsewhere, after the step."""

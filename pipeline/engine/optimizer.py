@@ -35,31 +35,23 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-class StepGuard:
-    """While `skip` is set, an optimizer's step leaves parameters, moments and its count of steps alone.
+def skip_next_step(optimizer: Any, unsound: Tensor) -> Tensor:
+    """Let the optimizer's next step leave parameters, moments and its count of steps alone if `unsound` is not 0.
 
-    DeepSpeed goes through all its motions then, at every ZeRO stage. It skips steps without finite gradients by
-    itself, except at stage 0 in fp32. (Hooks, since it wants an optimizer of exactly torch's class.)
+    The fused kernel reads that where the numbers are: the host need not know, nor wait. DeepSpeed goes through all its
+    motions then, at every ZeRO stage. It skips steps without finite gradients by itself, except at stage 0 in fp32.
+
+    Args:
+        optimizer: torch's, with its moments.
+        unsound: a number ().
+
+    Returns:
+        1 for a step that is left out, else 0, where `unsound` was.
     """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.skip = False
-        self._hidden: list[tuple[Tensor, Tensor]] = []
-        optimizer.register_step_pre_hook(self._hide_gradients)
-        optimizer.register_step_post_hook(self._give_back)
-
-    def _hide_gradients(self, optimizer: torch.optim.Optimizer, *call: Any) -> None:
-        if not self.skip:
-            return
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self._hidden = [(parameter, parameter.grad) for parameter in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-
-    def _give_back(self, optimizer: torch.optim.Optimizer, *call: Any) -> None:
-        for parameter, gradient in self._hidden:
-            parameter.grad = gradient
-        self._hidden = []
+    skipped = (unsound != 0).to(torch.float32)
+    # Offloaded moments are on the host: torch would copy without waiting, and read what has not come yet.
+    optimizer.found_inf = skipped.to(next(iter(optimizer.state)).device)
+    return skipped
 
 
 def build_optimizer(groups: list[dict[str, Any]]) -> torch.optim.AdamW:

@@ -8,12 +8,12 @@ import deepspeed
 from torch import nn
 
 from pipeline.config import TrainConfig
-from pipeline.engine.optimizer import StepGuard, build_optimizer, parameter_groups
+from pipeline.engine.optimizer import build_optimizer, parameter_groups
 from pipeline.engine.state import LossScaler, create_moments
 
 
-def initialize_engine(module: nn.Module, train: TrainConfig, config: dict[str, Any]) -> tuple[Any, StepGuard]:
-    """The DeepSpeed engine around `module`, with our AdamW, and what can make that skip a step.
+def initialize_engine(module: nn.Module, train: TrainConfig, config: dict[str, Any]) -> Any:
+    """The DeepSpeed engine around `module`, with our AdamW.
 
     Learning rates are set step by step.
 
@@ -29,7 +29,7 @@ def initialize_engine(module: nn.Module, train: TrainConfig, config: dict[str, A
     engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=_told(config))
     create_moments(engine)
     LossScaler(engine).never_raise()
-    return engine, StepGuard(optimizer)
+    return engine
 
 
 def _told(config: dict[str, Any]) -> dict[str, Any]:

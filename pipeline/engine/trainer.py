@@ -36,6 +36,7 @@ from pipeline.engine.heldout import HeldOut
 from pipeline.engine.micro_step import dropout_seed
 from pipeline.engine.model_engine import ModelEngine
 from pipeline.engine.optimizer import head_warmup, learning_rates
+from pipeline.engine.reading import Reading
 from pipeline.engine.run_log import RunLog
 from pipeline.engine.stopping import StopRequest
 from pipeline.engine.telemetry import Telemetry
@@ -176,24 +177,30 @@ class Trainer:
         """
         self._gradient_norm = self.engine.local_gradient_norm()
         with self.telemetry.clock("agree"):
-            loss, accuracy, overflow, faults, stops = self._agree(means)
+            agreed = self._agree(means)
+            reading = Reading(agreed)
+        scale, can_lower = self.engine.scaler.scale, self.engine.scaler.can_lower  # the step may change both
+        self.engine.step(unsound=agreed[2:4].sum() + ~agreed[0].isfinite())
+        # Only now does the host wait for them: the device has the optimizer's work to go on with.
+        with self.telemetry.clock("agree"):
+            total_loss, total_accuracy, overflow, faults, stops = reading.values()
+        loss, accuracy = total_loss / self.world.size, total_accuracy / self.world.size
         if faults:
             self.faults.raise_together()
-        scale, can_lower = self.engine.scaler.scale, self.engine.scaler.can_lower  # the step may change both
-        applied = self.engine.step(sound=math.isfinite(loss) and not overflow)
+        applied = math.isfinite(loss) and not overflow and self.engine.applied()
         if applied:
             with self.telemetry.clock("compaction"):
                 self.method.after_step(self.world, scale or 1.0)
         return StepResult(loss, accuracy, applied, scale, can_lower, stop=stops > 0)
 
-    def _agree(self, means: Tensor) -> list[float]:
-        """Mean loss and accuracy; ranks whose gradient overflows, that cannot go on, that were asked to stop."""
+    def _agree(self, means: Tensor) -> Tensor:
+        """Sums of loss and accuracy; ranks that overflow, that cannot go on, that were asked to stop: (5,)."""
         # This is the one collective of a step that is not DeepSpeed's or the method's.
         norm = self._gradient_norm
         overflow = means.new_zeros(1) if norm is None else (~norm.isfinite()).to(means.dtype).reshape(1)
-        own = torch.tensor([self.faults.met, self.stop.received()], dtype=means.dtype).to(means.device)
-        total = self.world.sum(torch.cat([means, overflow, own])).tolist()
-        return [total[0] / self.world.size, total[1] / self.world.size, *total[2:]]
+        own = torch.tensor([self.faults.met, self.stop.received()], dtype=means.dtype)
+        own = own.to(means.device, non_blocking=True)
+        return self.world.sum(torch.cat([means, overflow, own]))
 
     def _asked_to_stop(self) -> bool:
         """Whether any rank was asked to stop before the first step."""

@@ -1,6 +1,7 @@
 """`benchmarks/step_time.py` as a process on small shapes, and the parts of it that could deceive."""
 
 import copy
+import dataclasses
 import json
 import os
 import subprocess
@@ -199,10 +200,23 @@ def test_composing_once_gives_the_gradients_of_composing_in_every_micro_batch(fo
     (sum(plain) / len(plain)).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
-    loss_of = steps.loss_of_variant(form, model)
-    steps.forward_and_backward(model, loss_of, batches)
+    micro_step = steps.micro_step_of(of, steps.loss_of_variant(form, model))
+    steps.forward_and_backward(model, micro_step, batches)
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-10, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("form", ["student", "narrowed"])
+def test_in_bf16_the_gradients_of_micro_batches_add_up_as_in_the_trainer(form):
+    """Equal ones must come to the same as one alone, which sums in bf16 round away."""
+    found = []
+    for times in (1, 8):
+        of = dataclasses.replace(setting("bf16"), micro_batches=times)
+        model = models(of)[form]
+        micro_step = steps.micro_step_of(of, steps.loss_of_variant(form, model))
+        steps.forward_and_backward(model, micro_step, times * steps.make_batches(setting())[:1])
+        found.append({name: p.grad for name, p in model.named_parameters()})
+    assert all(torch.equal(gradient, found[1][name]) for name, gradient in found[0].items())
 
 
 def test_bf16_steps_add_up_in_the_master_weights():

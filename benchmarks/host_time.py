@@ -1,0 +1,134 @@
+"""What an optimizer step costs the host: the trainer, with a model so small that the arithmetic costs nothing.
+
+    python benchmarks/host_time.py --json FILE [--before REV] [--precisions fp32 bf16] [--rounds N] [--steps N]
+
+A BERT of 12 layers, 24 wide, is narrowed to 12 after a few steps; four windows of 16 tokens a step, in one micro-batch,
+ZeRO 1, one rank on one thread of a CPU. In every round an earlier revision and the files here train in turn, each in a
+process of its own.
+
+The milliseconds are those of `time_ms` in the runs' metrics.jsonl, without logging, evaluation and checkpoints: in each
+round the median over the logged steps of the narrowed model, then the median over rounds, with their range. The
+breakdown is by phase: medians over all logged steps of all rounds, whose sum need not be the whole.
+
+The machine must be quiet. It takes three minutes.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+if not __package__:
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.compare_commits import ROOT, checked_out, commit_of
+from pipeline.environment import commit, measured
+from pipeline.errors import EXIT_DONE, UserError, run_entry_point
+from pipeline.files import temporary_folder, write_atomically
+from pipeline.launch import positive_int
+from pipeline.records import NOT_TRAINING, markdown_table
+from pipeline.shapes import BertShape
+
+LAST_COMPOSED_LAYER_BY_LAYER = "25640b1"
+"""The last revision whose layers composed for themselves."""
+TEACHER = BertShape(layers=12, hidden=24, heads=3, intermediate=96, vocab_size=100, positions=32)
+TARGET = {"hidden": 12, "head_size": 4}
+WINDOWS, TOKENS = 4, 16
+NARROWED, LOG_EVERY = 4, 5
+"""The step that narrows, and steps between two logged ones."""
+SETTLED = 20
+"""From this step on the times count: what the narrowed model needs for the first time is there."""
+PHASES = ("data", "compaction", "forward", "backward", "agree", "optimizer", "other")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the results go")
+    earlier = LAST_COMPOSED_LAYER_BY_LAYER
+    parser.add_argument("--before", default=earlier, metavar="REV", help="(default: %(default)s)")
+    parser.add_argument("--precisions", nargs="+", choices=("fp32", "bf16"), default=["fp32", "bf16"])
+    parser.add_argument("--rounds", type=positive_int, default=5)
+    parser.add_argument("--steps", type=positive_int, default=200, help="of a run (default: %(default)s)")
+    return parser.parse_args()
+
+
+def sections(steps: int) -> dict[str, dict[str, Any]]:
+    """Of the recipe."""
+    train = {"steps": steps, "global_batch": WINDOWS, "lr": 1e-4, "compactor_lr": 1e-4, "log_every": LOG_EVERY}
+    train |= {"checkpoint_every": steps, "evaluate_every": steps}
+    schedule = {"start_step": NARROWED - 2, "interval_steps": 1, "increments": 1, "decay_steps": 2}
+    return {
+        "data": {"seq_len": TOKENS, "heldout_windows": WINDOWS},
+        "target": TARGET,
+        "compaction": schedule,
+        "train": train,
+    }
+
+
+def times_of(lines: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Milliseconds of the narrowed steps of a run, by phase; `step` is the whole of the training."""
+    times = [line["time_ms"] for line in lines if line["step"] - LOG_EVERY >= SETTLED]
+    return [{**row, "step": row["step"] - sum(row[phase] for phase in NOT_TRAINING)} for row in times]
+
+
+def summed_up(rounds: list[list[dict[str, float]]]) -> dict[str, Any]:
+    """Of the rounds of one revision."""
+    medians = [statistics.median(row["step"] for row in times) for times in rounds]
+    every = [row for times in rounds for row in times]
+    return {
+        "host_ms": statistics.median(medians),
+        "host_ms_range": [min(medians), max(medians)],
+        "time_ms": {phase: statistics.median(row[phase] for row in every) for phase in PHASES},
+        "rounds": medians,
+    }
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The rows as Markdown."""
+    lines = []
+    for name, row in rows.items():
+        low, high = row["host_ms_range"]
+        cells = [f"{row['host_ms']:.1f}", f"{low:.1f} to {high:.1f}", *(f"{row['time_ms'][p]:.1f}" for p in PHASES)]
+        lines.append([name, *cells])
+    return markdown_table(["", "ms a step", "least to most", *PHASES], lines)
+
+
+def measure(arguments: argparse.Namespace, trees: dict[str, Path], folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows by precision and revision."""
+    from benchmarks.gpu_runs import Inputs
+
+    inputs = Inputs(folder, "cpu", threads=1)
+    inputs.make(TEACHER, tokens=20_000, sections=sections(arguments.steps))
+    found: dict[str, list[list[dict[str, float]]]] = {}
+    for number in range(arguments.rounds):
+        for precision in arguments.precisions:
+            config = inputs.deepspeed(1, precision, WINDOWS)
+            for place, (revision, tree) in enumerate(trees.items()):
+                name, run = f"{precision}, {revision}", f"{precision}_{place}_{number}"
+                command = inputs.command(run, config, script=(tree / "pipeline" / "train.py",))
+                if errors := inputs.train({run: command}, at_once=1):
+                    raise UserError(f"{name} cannot be measured: {errors[run]}")
+                found.setdefault(name, []).append(times_of(inputs.metrics(run)))
+                print(f"round {number + 1}: {name}", file=sys.stderr, flush=True)
+    return {name: summed_up(rounds) for name, rounds in found.items()}
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    if arguments.steps < SETTLED + 2 * LOG_EVERY:
+        raise UserError(f"--steps {arguments.steps} must be at least {SETTLED + 2 * LOG_EVERY}")
+    head = measured(not_measured="GPUs, several ranks, accumulation, full width; what the arithmetic costs")
+    with temporary_folder() as folder, checked_out(arguments.before, folder / "before") as before:
+        trees = {commit_of(arguments.before): before, f"{commit()} (here)": ROOT}
+        rows = measure(arguments, trees, folder)
+    print(table(rows))
+    head |= {"setting": {"teacher": asdict(TEACHER), "target": TARGET, "windows": WINDOWS, "tokens": TOKENS}}
+    write_atomically(arguments.json, (json.dumps({**head, "rows": rows}, indent=1) + "\n").encode())
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    run_entry_point(main)
