@@ -179,12 +179,11 @@ class Trainer:
         Args:
             means: loss and accuracy (2,) of this rank's part of the global batch.
         """
-        self._gradient_norm = self.engine.local_gradient_norm()
         with self.telemetry.clock("agree"):
-            loss, accuracy, overflow, faults, stops = self._agree(means)
+            loss, accuracy, faults, stops = self._agree(means)
         if faults:
             self.faults.raise_together()
-        sound = math.isfinite(loss) and not overflow
+        sound = math.isfinite(loss)
         scale, can_lower = self.engine.scaler.scale, self.engine.scaler.can_lower  # the step may change both
         gradient = None
         if self.compaction and sound:
@@ -198,12 +197,10 @@ class Trainer:
         return StepResult(loss, accuracy, applied, scale, can_lower, stop=stops > 0)
 
     def _agree(self, means: Tensor) -> list[float]:
-        """Mean loss and accuracy; ranks whose gradient overflows, that cannot go on, that were asked to stop."""
+        """Mean loss and accuracy; ranks that cannot go on, that were asked to stop."""
         # This is the one collective of a step that is not DeepSpeed's or the scores'.
-        norm = self._gradient_norm
-        overflow = means.new_zeros(1) if norm is None else (~norm.isfinite()).to(means.dtype).reshape(1)
         own = torch.tensor([self.faults.met, self.stop.received()], dtype=means.dtype).to(means.device)
-        total = self.world.sum(torch.cat([means, overflow, own])).tolist()
+        total = self.world.sum(torch.cat([means, own])).tolist()
         return [total[0] / self.world.size, total[1] / self.world.size, *total[2:]]
 
     def _asked_to_stop(self) -> bool:
@@ -265,7 +262,7 @@ class Trainer:
             "tokens": self.step * self.recipe.train.global_batch * self.recipe.data.seq_len,
             "loss": result.loss,
             "accuracy": result.accuracy,
-            "gradient_norm": self._norm_of(result),
+            "gradient_norm": self.engine.gradient_norm(result.loss_scale),
             "kept": self.compaction.schedule.open_count() if self.compaction else {},
             "skipped_steps": self.anomalies.skipped,
             "checkpoint_share": self.checkpoint_share(),
@@ -287,12 +284,6 @@ class Trainer:
                 self.log.step(record, self.rates(self.step - 1))
                 if self.compaction and evaluate:
                     self.log.compaction(self.step, self.compaction.schedule, norms)
-
-    def _norm_of(self, result: StepResult) -> float | None:
-        """The norm of the whole gradient of the step just taken, before clipping."""
-        if self._gradient_norm is not None:
-            return float(self._gradient_norm)
-        return self.engine.gradient_norm(result.loss_scale)
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
