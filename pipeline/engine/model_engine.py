@@ -19,6 +19,7 @@ from pipeline.engine.clipping import clips_here, gradient_norm, prepare_step
 from pipeline.engine.distributed import World
 from pipeline.engine.micro_step import MicroStep, masked_lm_of
 from pipeline.engine.optimizer import set_learning_rates
+from pipeline.engine.readback import Readback
 from pipeline.engine.setup import initialize_engine
 from pipeline.engine.state import (
     MOMENTS,
@@ -98,12 +99,12 @@ class ModelEngine:
         limit = float(self._config.get("gradient_clipping", 0.0))
         with self._clock("optimizer"):
             self._norm = gradient_norm(self._engine, self._world) if clips_here(self._config) else None
-            self._skipped = prepare_step(inner_optimizer(self._engine), unsound, self._norm, limit)
+            self._skipped = Readback(prepare_step(inner_optimizer(self._engine), unsound, self._norm, limit))
             self._engine.step()
 
     def applied(self) -> bool:
-        """Whether the last step changed anything, which the host waits for."""
-        return bool(self._engine.was_step_applied()) and not bool(self._skipped)
+        """Whether the last step changed anything; waits for what was launched before it."""
+        return bool(self._engine.was_step_applied()) and not bool(self._skipped.read())
 
     def gradient_norm(self, loss_scale: float | None) -> float | None:
         """The norm of the whole gradient of the step just taken, before clipping, which the host waits for.

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.engine.clipping import prepare_step
 from pipeline.engine.optimizer import build_optimizer
+from pipeline.engine.readback import Readback
 
 GROUPS = 5
 """Of the optimizer's parameters, in a narrowed model."""
@@ -122,6 +123,13 @@ def test_only_gradients_beyond_the_limit_are_clipped(norm, limit, given):
         optimizer.step()
         assert bool(left_out) == bool(unsound)
         torch.testing.assert_close(optimizer.state[parameter]["exp_avg"], torch.full((3,), moment))
+
+
+def test_numbers_are_read_as_they_were():
+    numbers = torch.tensor([1.0, 2.0])
+    copy = Readback(numbers)
+    numbers.zero_()
+    assert copy.read().tolist() == [1.0, 2.0]
 
 
 def test_counting_counts():
