@@ -14,10 +14,11 @@ from torch import Tensor
 from pipeline.compaction.model import CompactedBert
 from pipeline.config import TrainConfig
 from pipeline.engine import micro_step
-from pipeline.engine.deepspeed_config import precision
+from pipeline.engine.clipping import clips_here, gradient_norm, prepare_step
 from pipeline.engine.distributed import World
 from pipeline.engine.micro_step import MicroStep
-from pipeline.engine.optimizer import set_learning_rates, skip_next_step
+from pipeline.engine.optimizer import set_learning_rates
+from pipeline.engine.readback import Readback
 from pipeline.engine.setup import initialize_engine
 from pipeline.engine.state import (
     MOMENTS,
@@ -86,31 +87,29 @@ class ModelEngine:
             self._engine.backward(self.micro_step.carried_loss())
 
     def step(self, unsound: Tensor) -> None:
-        """DeepSpeed's step, in which nothing changes if the numbers are unsound.
+        """DeepSpeed's step, in which nothing changes if the numbers are unsound or the gradient is not finite.
 
         Args:
             unsound: not 0 if they are; a number () on the device, which the host does not wait for.
         """
-        skip_next_step(inner_optimizer(self._engine), unsound)
+        limit = float(self._config.get("gradient_clipping", 0.0))
         with self._clock("optimizer"):
+            self._norm = gradient_norm(self._engine, self._world) if clips_here(self._config) else None
+            self._skipped = Readback(prepare_step(inner_optimizer(self._engine), unsound, self._norm, limit))
             self._engine.step()
 
     def applied(self) -> bool:
-        """Whether DeepSpeed took the last step: at an overflow of fp16 it does not. It knows nothing of `unsound`."""
-        return bool(self._engine.was_step_applied())
-
-    def local_gradient_norm(self) -> Tensor | None:
-        """Norm of the averaged gradient at stage 0 in fp32; DeepSpeed knows it elsewhere, after the step."""
-        if self._engine.zero_optimization_stage() > 0 or precision(self._config) != "fp32":
-            return None
-        return torch.nn.utils.get_total_norm([p.grad for p in self._method.model.parameters() if p.grad is not None])
+        """Whether the last step changed anything; waits for what was launched before it."""
+        return bool(self._engine.was_step_applied()) and not bool(self._skipped.read())
 
     def gradient_norm(self, loss_scale: float | None) -> float | None:
-        """DeepSpeed's norm of the whole gradient of the step just taken, before clipping.
+        """The norm of the whole gradient of the step just taken, before clipping, which the host waits for.
 
         Args:
             loss_scale: that the step had.
         """
+        if self._norm is not None:
+            return float(self._norm)
         norm = self._engine.get_global_grad_norm()
         if norm is None:
             return None

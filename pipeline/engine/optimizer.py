@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline.compaction.model import is_compactor
 from pipeline.config import TeacherConfig, TrainConfig
@@ -33,25 +33,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         {"params": parameters, "role": role, "weight_decay": weight_decay if decays else 0.0}
         for (role, decays), parameters in groups.items()
     ]
-
-
-def skip_next_step(optimizer: Any, unsound: Tensor) -> Tensor:
-    """Let the optimizer's next step leave parameters, moments and its count of steps alone if `unsound` is not 0.
-
-    The fused kernel reads that where the numbers are: the host need not know, nor wait. DeepSpeed goes through all its
-    motions then, at every ZeRO stage. It skips steps without finite gradients by itself, except at stage 0 in fp32.
-
-    Args:
-        optimizer: torch's, with its moments.
-        unsound: a number ().
-
-    Returns:
-        1 for a step that is left out, else 0, where `unsound` was.
-    """
-    skipped = (unsound != 0).to(torch.float32)
-    # Offloaded moments are on the host: torch would copy without waiting, and read what has not come yet.
-    optimizer.found_inf = skipped.to(next(iter(optimizer.state)).device)
-    return skipped
 
 
 def build_optimizer(groups: list[dict[str, Any]]) -> torch.optim.AdamW:

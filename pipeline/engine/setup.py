@@ -8,6 +8,7 @@ import deepspeed
 from torch import nn
 
 from pipeline.config import TrainConfig
+from pipeline.engine.clipping import clips_here, without_norm
 from pipeline.engine.optimizer import build_optimizer, parameter_groups
 from pipeline.engine.state import LossScaler, create_moments
 
@@ -43,4 +44,4 @@ def _told(config: dict[str, Any]) -> dict[str, Any]:
     zero = config.get("zero_optimization", {})
     if zero.get("stage") == 3:
         told["zero_optimization"] = {**zero, "memory_efficient_linear": False}
-    return told
+    return without_norm(told) if clips_here(told) else told

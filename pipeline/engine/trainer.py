@@ -36,7 +36,7 @@ from pipeline.engine.heldout import HeldOut
 from pipeline.engine.micro_step import dropout_seed
 from pipeline.engine.model_engine import ModelEngine
 from pipeline.engine.optimizer import head_warmup, learning_rates
-from pipeline.engine.reading import Reading
+from pipeline.engine.readback import Readback
 from pipeline.engine.run_log import RunLog
 from pipeline.engine.stopping import StopRequest
 from pipeline.engine.telemetry import Telemetry
@@ -175,32 +175,28 @@ class Trainer:
         Args:
             means: loss and accuracy (2,) of this rank's part of the global batch.
         """
-        self._gradient_norm = self.engine.local_gradient_norm()
         with self.telemetry.clock("agree"):
             agreed = self._agree(means)
-            reading = Reading(agreed)
+            reading = Readback(agreed)
         scale, can_lower = self.engine.scaler.scale, self.engine.scaler.can_lower  # the step may change both
-        self.engine.step(unsound=agreed[2:4].sum() + ~agreed[0].isfinite())
+        self.engine.step(unsound=agreed[2] + ~agreed[0].isfinite())
         # Only now does the host wait for them: the device has the optimizer's work to go on with.
         with self.telemetry.clock("agree"):
-            total_loss, total_accuracy, overflow, faults, stops = reading.values()
-        loss, accuracy = total_loss / self.world.size, total_accuracy / self.world.size
+            loss, accuracy, faults, stops = reading.read().tolist()
         if faults:
             self.faults.raise_together()
-        applied = math.isfinite(loss) and not overflow and self.engine.applied()
+        applied = self.engine.applied()
         if applied:
             with self.telemetry.clock("compaction"):
                 self.method.after_step(self.world, scale or 1.0)
-        return StepResult(loss, accuracy, applied, scale, can_lower, stop=stops > 0)
+        ranks = self.world.size
+        return StepResult(loss / ranks, accuracy / ranks, applied, scale, can_lower, stop=stops > 0)
 
     def _agree(self, means: Tensor) -> Tensor:
-        """Sums of loss and accuracy; ranks that overflow, that cannot go on, that were asked to stop: (5,)."""
-        # This is the one collective of a step that is not DeepSpeed's or the method's.
-        norm = self._gradient_norm
-        overflow = means.new_zeros(1) if norm is None else (~norm.isfinite()).to(means.dtype).reshape(1)
+        """Sums of loss and accuracy; ranks that cannot go on, that were asked to stop: (4,)."""
+        # This is the one collective of a step that is not DeepSpeed's, of clipping, or the method's.
         own = torch.tensor([self.faults.met, self.stop.received()], dtype=means.dtype)
-        own = own.to(means.device, non_blocking=True)
-        return self.world.sum(torch.cat([means, overflow, own]))
+        return self.world.sum(torch.cat([means, own.to(means.device, non_blocking=True)]))
 
     def _asked_to_stop(self) -> bool:
         """Whether any rank was asked to stop before the first step."""
@@ -218,7 +214,7 @@ class Trainer:
             "tokens": self.step * self.recipe.train.global_batch * self.recipe.data.seq_len,
             "loss": result.loss,
             "accuracy": result.accuracy if math.isfinite(result.accuracy) else None,
-            "gradient_norm": self._norm_of(result),
+            "gradient_norm": self.engine.gradient_norm(result.loss_scale),
             "kept": self.method.open_count(),
             "skipped_steps": self.anomalies.skipped,
             "checkpoint_share": self.checkpoint_share(),
@@ -239,12 +235,6 @@ class Trainer:
                 self.log.step(record, self.rates(self.step - 1))
                 if evaluate:
                     self.log.compaction(self.step, self.method, norms)
-
-    def _norm_of(self, result: StepResult) -> float | None:
-        """The norm of the whole gradient of the step just taken, before clipping."""
-        if self._gradient_norm is not None:
-            return float(self._gradient_norm)
-        return self.engine.gradient_norm(result.loss_scale)
 
     def save(self) -> None:
         """Write a checkpoint. All ranks must call."""

@@ -21,28 +21,28 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.engine.clipping import prepare_step
+from pipeline.engine.optimizer import build_optimizer
+from pipeline.engine.readback import Readback
+
 GROUPS = 5
 """Of the optimizer's parameters, in a narrowed model."""
 TENSORS = 27
 """Parameters of a narrowed model."""
-READ = {
-    "zero0_fp32": 0,
-    "zero1_fp32": 1 + GROUPS,
-    "zero2_fp32": 1 + GROUPS,
-    "zero3_fp32": 1,
-    "zero0_bf16": TENSORS + 1 + 2 * GROUPS,
-    "zero1_bf16": 2 + GROUPS,
-    "zero2_bf16": 2 + GROUPS,
-    "zero3_bf16": 1,
+WAITS = {
+    **dict.fromkeys(["zero0_fp32", "zero1_fp32", "zero2_fp32", "zero1_bf16", "zero2_bf16"], (0, 0)),
+    **dict.fromkeys(["zero3_fp32", "zero3_bf16"], (1, GROUPS)),
+    "zero3_fp16": (2, GROUPS),
+    **dict.fromkeys(["zero1_fp16", "zero2_fp16"], (2 + GROUPS, GROUPS)),
+    **dict.fromkeys(["zero0_bf16", "zero0_fp16"], (TENSORS + 1 + 2 * GROUPS, 1 + GROUPS)),
 }
-"""Numbers that DeepSpeed reads in its step, with clipping (0.19.8)."""
-SENT = {"zero0_fp32": 2, "zero0_bf16": 1 + GROUPS}
-"""Numbers that it sends to the device there; GROUPS at the other stages. On a GPU each of them waits, too."""
+"""Numbers that are read in DeepSpeed's step, and sent to the device, with clipping (0.19.8)."""
+LIMIT = 0.05
+"""The norm that gradients are clipped to."""
 SPOILT = {"finite gradients": None, "NaN": math.nan, "inf": math.inf}
 """What the gradients of an unsound step are multiplied by."""
 WARM_UPS = 3
 """Steps in which DeepSpeed sets things up; at stage 3 also the second."""
-FP16 = [f"zero{stage}_fp16" for stage in range(4)]
 
 
 class Waits(TorchDispatchMode):
@@ -88,18 +88,48 @@ def found() -> dict[str, dict]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", READ)
-def test_the_host_waits_in_deepspeeds_step_alone(found, name):
+@pytest.mark.parametrize("name", WAITS)
+def test_the_host_waits_for_nothing_but_what_deepspeed_does_itself(found, name):
     waits = found[name]["waits"]
-    assert waits["begin"] == waits["run"] == waits["backward"] == {"read": 0, "sent": 0}
-    assert waits["step"] == {"read": READ[name], "sent": SENT.get(name, GROUPS)}
+    assert waits["begin"] == waits["run"] == waits["backward"] == [0, 0]
+    assert tuple(waits["step"]) == WAITS[name]
 
 
-@pytest.mark.parametrize("name", [*READ, *FP16])
+@pytest.mark.parametrize("name", WAITS)
+def test_gradients_are_clipped_whoever_does_it(found, name):
+    """After one step Adam's first moment is a tenth of the gradient that it was given."""
+    assert found[name]["norm"] == pytest.approx(found["zero0_fp32"]["norm"], rel=1e-2)
+    assert found[name]["norm"] > 10 * LIMIT
+    assert found[name]["first_moment"] == pytest.approx(0.1 * LIMIT, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", WAITS)
 def test_an_unsound_step_leaves_parameters_moments_and_count_alone(found, name):
     """Whatever the gradients are; DeepSpeed would take a step with finite ones."""
     assert found[name]["changed"] == {"a sound step": True, **dict.fromkeys(SPOILT, False), "the next": True}
+    assert found[name]["applied"] == {"a sound step": True, **dict.fromkeys(SPOILT, False), "the next": True}
     assert found[name]["steps"] == WARM_UPS + 2
+
+
+@pytest.mark.parametrize("norm,limit,given", [(2.0, 0.5, 0.25), (0.4, 0.5, 1.0), (2.0, 0.0, 1.0)])
+def test_only_gradients_beyond_the_limit_are_clipped(norm, limit, given):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer([{"params": [parameter]}])
+    parameter.grad = torch.zeros(3)
+    optimizer.step()  # makes the moments
+    for unsound, moment in ((torch.tensor(2), 0.0), (torch.tensor(False), 0.1 * given)):
+        parameter.grad = torch.ones(3)
+        left_out = prepare_step(optimizer, unsound, torch.tensor(norm), limit)
+        optimizer.step()
+        assert bool(left_out) == bool(unsound)
+        torch.testing.assert_close(optimizer.state[parameter]["exp_avg"], torch.full((3,), moment))
+
+
+def test_numbers_are_read_as_they_were():
+    numbers = torch.tensor([1.0, 2.0])
+    copy = Readback(numbers)
+    numbers.zero_()
+    assert copy.read().tolist() == [1.0, 2.0]
 
 
 def test_counting_counts():
@@ -119,7 +149,7 @@ def main() -> None:
     accelerator.supported_dtypes = lambda: [torch.float, torch.bfloat16, torch.half]
     torch.set_num_threads(1)
     world = distributed.start(timeout_minutes=5)
-    found = {name: look(world, *name.removeprefix("zero").split("_")) for name in [*READ, *FP16]}
+    found = {name: look(world, *name.removeprefix("zero").split("_")) for name in WAITS}
     distributed.stop()
     print(json.dumps(found))
 
@@ -129,18 +159,22 @@ def look(world, stage: str, precision: str) -> dict:
     from pipeline.engine.state import inner_optimizer
 
     engine = narrowed_engine(world, int(stage), precision)
-    waits = {}
-    for number in range(WARM_UPS):
+    waits = take(engine, 0, torch.zeros(()))
+    norm, moments = engine.gradient_norm(engine.scaler.scale), engine.state(keep=True)["exp_avg"].values()
+    first_moment = float(torch.nn.utils.get_total_norm(moments))
+    for number in range(1, WARM_UPS):
         waits = take(engine, number, torch.zeros(()))
-    changed = {}
+    changed, applied = {}, {}
     for name, factor in {"a sound step": None, **SPOILT, "the next": None}.items():
         before = everything(engine)
         take(engine, 2, torch.tensor(float(name in SPOILT)), factor)
         after = everything(engine)
         changed[name] = any(not torch.equal(before[key], after[key]) for key in before)
+        applied[name] = engine.applied()
     (steps,) = {int(own["step"]) for own in inner_optimizer(engine._engine).state.values()}
     engine._engine.destroy()
-    return {"waits": waits, "changed": changed, "steps": steps}
+    found = {"waits": waits, "changed": changed, "applied": applied, "steps": steps}
+    return {**found, "norm": norm, "first_moment": first_moment}
 
 
 def narrowed_engine(world, stage: int, precision: str):
@@ -158,7 +192,7 @@ def narrowed_engine(world, stage: int, precision: str):
         "train_micro_batch_size_per_gpu": 4,
         "gradient_accumulation_steps": 1,
         "train_batch_size": 4,
-        "gradient_clipping": 1.0,
+        "gradient_clipping": LIMIT,
         "zero_optimization": {"stage": stage},
         "timers": {"throughput": {"enabled": False}},
         **({} if precision == "fp32" else {precision: enabled}),
@@ -166,7 +200,7 @@ def narrowed_engine(world, stage: int, precision: str):
     return ModelEngine(around(module), TrainConfig(), config, world, lambda _: contextlib.nullcontext(), print)
 
 
-def take(engine, seed: int, unsound: torch.Tensor, factor: float | None = None) -> dict[str, Counter]:
+def take(engine, seed: int, unsound: torch.Tensor, factor: float | None = None) -> dict[str, list[int]]:
     """An optimizer step; returns the waits of its parts."""
     from tests.support.models import token_batch
 
@@ -176,7 +210,7 @@ def take(engine, seed: int, unsound: torch.Tensor, factor: float | None = None) 
     def count(part: str, work) -> None:
         with Waits() as waits:
             work()
-        counted[part] = {kind: waits.counts[kind] for kind in ("read", "sent")}
+        counted[part] = [waits.counts[kind] for kind in ("read", "sent")]
 
     count("begin", lambda: engine.begin({"weights": 1e-2, "compactor": 1e-2, "head": 1e-2}))
     count("run", lambda: engine.micro_step.run(batch, seed))
