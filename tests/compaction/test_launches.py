@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.steps import Optimizer, named, untimed
 from pipeline.compaction.fold import open_indices
-from pipeline.engine.micro_step import MicroStep, masked_lm_of
+from pipeline.engine.micro_step import MicroStep
+from pipeline.models.loss import masked_lm_of
 from pipeline.models.plain import PlainBert
 from tests.support.models import close_random_gates, compacted, random_teacher, token_batch
 
