@@ -26,12 +26,13 @@ import torch
 
 from benchmarks.composition_share import build, setting_of
 from benchmarks.steps import make_batches, named
-from pipeline.engine.micro_step import LossOf, compiled, masked_lm_of
+from pipeline.engine.micro_step import compiled
 from pipeline.engine.optimizer import build_optimizer, parameter_groups
 from pipeline.environment import measured, require_compiler
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.files import write_atomically
 from pipeline.launch import positive_int
+from pipeline.models.loss import LossOf, masked_lm_of
 from pipeline.records import markdown_table
 
 WINDOWS = 32
@@ -64,7 +65,7 @@ def measure_adamw(rounds: int) -> dict[str, Any]:
 def measure_compile(rounds: int) -> dict[str, Any]:
     model = build("narrowed")
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in model().items()}
-    loss_of = masked_lm_of(model.form)
+    loss_of = masked_lm_of(model.form, training=True)
     (batch,) = make_batches(setting_of(WINDOWS))
     losses: dict[str, float] = {}
 

@@ -24,11 +24,11 @@ from benchmarks.steps import Setting, close_gates, make_batches, micro_step_of, 
 from pipeline.compaction.fold import open_indices
 from pipeline.compaction.model import CompactedBert
 from pipeline.cost import TRAINING, Batch, Variant, composition_macs, step_macs
-from pipeline.engine.micro_step import masked_lm_of
 from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, run_entry_point
 from pipeline.files import write_atomically
 from pipeline.launch import positive_int
+from pipeline.models.loss import masked_lm_of
 from pipeline.records import markdown_table
 from pipeline.shapes import BertShape, resolve_target
 
@@ -59,7 +59,7 @@ def counted_share(form: Variant, setting: Setting) -> float:
 def time_one(model: CompactedBert, setting: Setting) -> tuple[float, float]:
     """Processor seconds of one composition and of the rest of a micro-batch."""
     (batch,) = make_batches(setting)
-    micro_step = micro_step_of(setting, masked_lm_of(model.form))
+    micro_step = micro_step_of(setting, masked_lm_of(model.form, training=True))
     began = time.process_time()
     micro_step.begin(model())
     composed = time.process_time()

@@ -73,7 +73,7 @@ def launches(form, dropout=0.0, apart=False):
     batch = named((token_batch(batch=2), token_batch(vocab=16, batch=2, tokens=3), token_batch(batch=2, tokens=3)))
     if apart:
         batch["documents"] = (torch.arange(16) // 5).expand(2, -1)
-    micro_step = MicroStep(masked_lm_of(running), 1, torch.device("cpu"), untimed)
+    micro_step = MicroStep(masked_lm_of(running, training=True), 1, torch.device("cpu"), untimed)
     optimizer = Optimizer(model)
     for _ in range(2):  # the first step makes the moments
         if form == "closing, scored":
