@@ -96,7 +96,7 @@ class CompactedBert(nn.Module):
         layers, count = len(whole), stack.count(self.shape.layers)
         row_delta = self._stop_retired_gradient(self.get_parameter(f"{stack.name}_row_delta"), stack.reads, 2)
         column_delta = self._stop_retired_gradient(self.get_parameter(f"{stack.name}_column_delta"), stack.writes, 1)
-        kept_in, kept_out = (self.kept(kind, count) for kind in (stack.reads, stack.writes))
+        kept_in, kept_out = (self._kept(kind, count) for kind in (stack.reads, stack.writes))
         weight = compose(whole, row_delta, column_delta, kept_in, kept_out)
         bias = compose_bias(whole_bias.view(count, -1), column_delta, kept_out)
         if stack.gated == "rows" and not self.gates.idle:
@@ -106,7 +106,7 @@ class CompactedBert(nn.Module):
             weight = (weight * self.gates.of(stack.reads)[:, None, :]).to(weight.dtype)
         return weight.view(layers, -1, weight.shape[-1]), bias.view(layers, -1)
 
-    def kept(self, kind: Kind, count: int) -> Tensor | None:
+    def _kept(self, kind: Kind, count: int) -> Tensor | None:
         """The indices that are left for each of `count` matrices of a stack; None before the model is narrowed."""
         index = self.gates.kept.get(kind)
         return None if index is None else self._of_matrices(index, count)
