@@ -13,6 +13,7 @@ know.
 from typing import Any
 
 import torch
+from deepspeed.runtime.constants import GRADIENT_CLIPPING, GRADIENT_CLIPPING_DEFAULT
 from torch import Tensor
 
 from pipeline.engine.deepspeed_config import precision
@@ -31,9 +32,14 @@ def clips_here(config: dict[str, Any]) -> bool:
     return zero["stage"] < 3 and kind != "fp16" and not offloaded
 
 
+def limit_of(config: dict[str, Any]) -> float:
+    """The norm that gradients are clipped to; 0 for none. DeepSpeed clips where the configuration says nothing."""
+    return float(config.get(GRADIENT_CLIPPING, GRADIENT_CLIPPING_DEFAULT))
+
+
 def without_norm(config: dict[str, Any]) -> dict[str, Any]:
     """The same configuration for a DeepSpeed that takes no norm."""
-    told = {**config, "gradient_clipping": 0.0}
+    told = {**config, GRADIENT_CLIPPING: 0.0}
     if told.get("zero_optimization", {}).get("stage", 0):
         told["zero_optimization"] = {**told["zero_optimization"], "compute_grad_norm": False}
     if precision(config) == "bf16":

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.compaction.model import CompactedBert
 from pipeline.config import TrainConfig
 from pipeline.engine import micro_step
-from pipeline.engine.clipping import clips_here, gradient_norm, prepare_step
+from pipeline.engine.clipping import clips_here, gradient_norm, limit_of, prepare_step
 from pipeline.engine.distributed import World
 from pipeline.engine.micro_step import MicroStep
 from pipeline.engine.optimizer import set_learning_rates
@@ -92,7 +92,7 @@ class ModelEngine:
         Args:
             unsound: not 0 if they are; a number () on the device, which the host does not wait for.
         """
-        limit = float(self._config.get("gradient_clipping", 0.0))
+        limit = limit_of(self._config)
         with self._clock("optimizer"):
             self._norm = gradient_norm(self._engine, self._world) if clips_here(self._config) else None
             self._skipped = Readback(prepare_step(inner_optimizer(self._engine), unsound, self._norm, limit))
