@@ -16,9 +16,10 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from pipeline import train
-from pipeline.engine import distributed, micro_step, session
+from pipeline.engine import distributed, session
 from pipeline.engine import trainer as trainer_module
 from pipeline.errors import UserError
+from pipeline.models import loss as loss_module
 from pipeline.recipe import load_recipe
 
 
@@ -38,7 +39,7 @@ SPOILT = {"loss": lambda loss: loss * math.nan, "gradient": InfiniteGradient.app
 def spoiling(trainer_module, rank: int):
     """Let jobs spoil steps; returns a function that takes the next job."""
     plan, now = {}, [0]
-    dropout_seed, masked_lm_loss = trainer_module.dropout_seed, micro_step.masked_lm_loss
+    dropout_seed, masked_lm_loss = trainer_module.dropout_seed, loss_module.masked_lm_loss
 
     def remember_step(*keys):
         now[0] = keys[1] + 1
@@ -46,11 +47,11 @@ def spoiling(trainer_module, rank: int):
 
     def spoiled_loss(logits, labels):
         loss, accuracy = masked_lm_loss(logits, labels)
-        if rank == 1 and now[0] in plan.get("steps", []):
+        if rank == 1 and loss.requires_grad and now[0] in plan.get("steps", []):
             loss = SPOILT[plan["spoil"]](loss)
         return loss, accuracy
 
-    trainer_module.dropout_seed, micro_step.masked_lm_loss = remember_step, spoiled_loss
+    trainer_module.dropout_seed, loss_module.masked_lm_loss = remember_step, spoiled_loss
 
     def take(job: dict) -> None:
         plan.clear()
