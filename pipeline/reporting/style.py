@@ -60,6 +60,6 @@ pre { margin: 0; padding: .6rem .8rem; background: var(--back); font-size: .8rem
   .figures { grid-template-columns: 1fr 1fr; }
   .figures.wide { grid-template-columns: 1fr; }
   h2, h3, caption { break-after: avoid; }
-  tr { break-inside: avoid; }
+  tr, .attention table { break-inside: avoid; }
 }
 """
