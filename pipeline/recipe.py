@@ -53,10 +53,9 @@ class Recipe:
             yield f"the distillation section is for methods kd and minilmv2, not {self.method}: remove it"
 
     def to_dict(self) -> dict[str, Any]:
-        """What decides the training, and so what a run is: all but `sources` and `evaluation`."""
-        return {
-            name: value for name, value in dataclasses.asdict(self).items() if name not in ("sources", "evaluation")
-        }
+        """What decides the training, and so what a run is: no section that the trainer or the method ignores."""
+        ignored = {"sources", "evaluation", *(() if self.method in DISTILLATIONS else ("distillation",))}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in ignored}
 
     def with_absolute_paths(self) -> "Recipe":
         """The same recipe whose paths mean the same from any working directory; a hub name stays a hub name."""
