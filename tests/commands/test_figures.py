@@ -247,3 +247,21 @@ def test_every_results_file_is_named_by_a_document_and_says_how_it_was_measured(
     for path in RESULTS.glob("*.json"):
         assert path.name in named, path.name
         assert results(path.stem).keys() >= {"machine", "versions", "commit", "date", "command", "not_measured", "rows"}
+
+
+def test_attention_beside_the_teachers_is_as_measured():
+    measured = results("2026-11-27_attention")["rows"]
+    shown = table("docs/evaluation.md", "attention beside")
+    conditions = {
+        "WID student": "",
+        "the slice of the teacher, untrained": " slice",
+        "trained from scratch": " scratch",
+        "the teacher's heads in a wrong order": " shuffled",
+        "the teacher itself": " teacher",
+    }
+    assert shown.keys() == conditions.keys()
+    for name, condition in conditions.items():
+        heldout, prose = (measured[f"attention {text}{condition}"] for text in ("heldout", "prose"))
+        relations = (heldout.get(f"relation_{what}") for what in ("queries", "keys", "values"))
+        scores = [heldout["js"], prose["js"], *relations]
+        assert shown[name] == ["-" if score is None else f"{score['mean']:.3f}" for score in scores]
