@@ -1,10 +1,11 @@
-"""Train: compact a teacher (method wid), train one on (continue), or pre-train a BERT from a shape (scratch).
+"""Train: compact a teacher (method wid), train one on (continue), pre-train a BERT from a shape (scratch), or one that
+learns from a teacher beside it (kd, minilmv2).
 
     deepspeed pipeline/train.py --deepspeed_config ds_configs/X.json --config recipes/Y.yaml \\
         [--section.key value ...] --output RUN_DIR
 
 1. Read recipe and DeepSpeed configuration; claim the run directory, or find the checkpoint to go on from.
-2. Open the shards; build the model.
+2. Open the shards; build the method of the recipe, and its model.
 3. Hand model and optimizer to DeepSpeed; restore the checkpoint, if any.
 4. Train, with checkpoints on the way; exit with 0 at the end, with 75 if asked to stop before (RUN_DIR/stopped.json
    then says by what).
@@ -35,7 +36,7 @@ from pipeline.teacher_files import head_warmup_fault, resolve_student, teacher_h
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(
-        description="Compact a BERT teacher, or pre-train a BERT from a shape, under DeepSpeed.",
+        description="Compact a BERT teacher, or train a BERT by another method, under DeepSpeed.",
         epilog="Every recipe key can be given as --section.key value, for example --train.steps 1000.",
         allow_abbrev=False,
     )

@@ -11,16 +11,19 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, BertForMaskedLM
 
 from pipeline import fold as fold_door
+from pipeline.config import DistillationConfig
 from pipeline.engine import session
 from pipeline.engine.student import fold_run
 from pipeline.errors import UserError
 from pipeline.models.huggingface import tensors_of
 from pipeline.parsing import build
 from pipeline.recipe import DISTILLATIONS, Recipe, load_recipe
+from tests.support import ROOT
 from tests.support.methods import build_method
 from tests.support.models import random_teacher
 from tests.support.runs import (
@@ -160,6 +163,13 @@ def test_what_does_not_go_together_is_refused_when_the_recipe_is_read(teacher, m
     distillation = sections.pop("distillation", {})
     values = recipe_values(Path("s"), teacher, method, **sections) | {"distillation": distillation}
     assert any(message in sentence for sentence in build(Recipe, values, "test").problems())
+
+
+def test_the_recipe_in_the_documents_is_one():
+    text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    values = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])
+    wanted = build(Recipe, values, "docs/method.md")
+    assert list(wanted.problems()) == [] and wanted.distillation == DistillationConfig()
 
 
 @pytest.mark.parametrize(
