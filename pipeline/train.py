@@ -1,5 +1,4 @@
-"""Train: compact a teacher (method wid), train one on (continue), pre-train a BERT from a shape (scratch), or one that
-learns from a teacher beside it (kd, minilmv2).
+"""Train: compact a teacher (method wid), or what it is compared with (continue, scratch, kd, minilmv2).
 
     deepspeed pipeline/train.py --deepspeed_config ds_configs/X.json --config recipes/Y.yaml \\
         [--section.key value ...] --output RUN_DIR
