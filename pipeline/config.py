@@ -97,14 +97,14 @@ class DataConfig:
 
 @dataclass
 class TargetConfig:
-    """The student's shape (or, for scratch, the shape of the new BERT)."""
+    """The shape of the student, or of the new BERT."""
 
     hidden: int | None = None
     head_size: int | None = None
     intermediate: int | None = None
     """Default: 4 x hidden."""
     layers: int | None = None
-    """Scratch only: a student keeps its teacher's layers."""
+    """Of a new BERT (scratch, kd, minilmv2) only: a WID student keeps its teacher's layers."""
     params: Any = None
     """Instead of hidden: a number of parameters without pooler and MLM head, such as 11M."""
 
@@ -197,8 +197,8 @@ class DistillationConfig:
 
     def problems(self) -> Iterator[str]:
         """A sentence for each value that cannot be."""
-        if not self.temperature > 0:
-            yield f"distillation.temperature must be more than 0, and is {self.temperature}"
+        if not 0.01 <= self.temperature <= 1000:
+            yield f"distillation.temperature must lie between 0.01 and 1000, and is {self.temperature}"
         if not 0 <= self.mlm_share < 1:
             yield f"distillation.mlm_share must lie in [0, 1), and is {self.mlm_share}"
         for name in ("teacher_layer", "relation_heads"):
@@ -214,7 +214,7 @@ class TrainConfig:
     global_batch: int = 960
     """Sequences per optimizer step, over all ranks and accumulations."""
     lr: float = 1e-6
-    """Peak learning rate of the teacher's own weights; of everything, for scratch."""
+    """Peak learning rate of the teacher's own weights; of everything, for a new BERT."""
     compactor_lr: float = 5e-5
     warmup: float = 0.01
     """Share of the steps in which the learning rate rises; it falls linearly to 0 afterwards."""
@@ -239,7 +239,7 @@ class TrainConfig:
     cuda_graph: Literal["auto", "off"] = "auto"
     """auto: a GPU records the training of a micro-batch once and replays it. It computes the same either way."""
     embedding_init: Literal["random", "ppmi"] = "random"
-    """Scratch only: ppmi starts the word embeddings from co-occurrence counts of the training text."""
+    """New BERTs only: ppmi starts the word embeddings from co-occurrence counts of the training text."""
 
     def __post_init__(self) -> None:
         refuse(self.problems())

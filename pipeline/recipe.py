@@ -24,8 +24,8 @@ from pipeline.config import (
 from pipeline.errors import refuse
 from pipeline.parsing import apply_options, build, read_sections
 
-Method = Literal["wid", "continue", "scratch", "kd", "minilmv2"]
-DISTILLATIONS: tuple[Method, ...] = ("kd", "minilmv2")
+MethodName = Literal["wid", "continue", "scratch", "kd", "minilmv2"]
+DISTILLATIONS: tuple[MethodName, ...] = ("kd", "minilmv2")
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Recipe:
     scratch pre-trains a BERT from a shape, kd and minilmv2 pre-train one that learns from a teacher beside it.
     """
 
-    method: Method = "wid"
+    method: MethodName = "wid"
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     data: DataConfig = field(default_factory=DataConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
@@ -53,7 +53,7 @@ class Recipe:
             yield f"the distillation section is for methods kd and minilmv2, not {self.method}: remove it"
 
     def to_dict(self) -> dict[str, Any]:
-        """What decides the training, and so what a run is: no section that the trainer or the method ignores."""
+        """What a run is: all but what comes before and after it, and `distillation` where the method has none."""
         ignored = {"sources", "evaluation", *(() if self.method in DISTILLATIONS else ("distillation",))}
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in ignored}
 
@@ -76,7 +76,7 @@ class Recipe:
 def _check_wid(recipe: Recipe) -> Iterator[str]:
     yield from _check_teacher(recipe)
     if recipe.target.layers is not None:
-        yield "target.layers is for method scratch: a WID student has its teacher's layers"
+        yield "target.layers is for a new BERT (scratch, kd, minilmv2): a WID student has its teacher's layers"
     if recipe.compaction.end_step > recipe.train.steps:
         yield (
             f"the narrowing schedule ends at step {recipe.compaction.end_step}, after train.steps "
@@ -92,7 +92,7 @@ def _check_continue(recipe: Recipe) -> Iterator[str]:
 
 def _check_scratch(recipe: Recipe) -> Iterator[str]:
     if recipe.teacher.path is not None:
-        yield "method scratch takes no teacher: remove teacher.path, or use method wid or continue"
+        yield "method scratch takes no teacher: remove teacher.path, or use another method"
 
 
 def _check_distillation(recipe: Recipe) -> Iterator[str]:
@@ -106,11 +106,11 @@ def _check_distillation(recipe: Recipe) -> Iterator[str]:
 def _check_teacher(recipe: Recipe) -> Iterator[str]:
     if recipe.teacher.path is None:
         yield f"method {recipe.method} needs a teacher: set teacher.path to a BERT directory or hub name"
-    if recipe.train.embedding_init != "random":
-        yield "train.embedding_init is for method scratch: the others start from the teacher's weights"
+    if recipe.method not in DISTILLATIONS and recipe.train.embedding_init != "random":
+        yield f"train.embedding_init is for a new BERT, and method {recipe.method} starts from the teacher's weights"
 
 
-CHECKS: dict[Method, Callable[[Recipe], Iterator[str]]] = {
+CHECKS: dict[MethodName, Callable[[Recipe], Iterator[str]]] = {
     "wid": _check_wid,
     "continue": _check_continue,
     "scratch": _check_scratch,

@@ -1,4 +1,7 @@
-"""What the files of a teacher say before it is loaded. Nothing here needs torch."""
+"""What recipe and teacher come to: shapes, and what the files of a teacher say before it is loaded.
+
+Nothing here needs torch.
+"""
 
 import json
 from pathlib import Path
@@ -6,11 +9,14 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from pipeline.errors import UserError
-from pipeline.recipe import Recipe
+from pipeline.recipe import DISTILLATIONS, Recipe
 from pipeline.shapes import BertShape, resolve_target
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+DEFAULT_POSITIONS = 512
+BERT_VOCABULARY = 30522
+"""Where the true one is not known yet; it matters to `target.params` alone."""
 _OF_A_HEAD = "cls.predictions.transform.dense.weight"
 
 
@@ -38,6 +44,81 @@ def resolve_student(recipe: Recipe, teacher: BertShape) -> BertShape:
         intermediate=target.intermediate,
         params=target.parameter_count(),
     )
+
+
+def new_shape(recipe: Recipe, vocab_size: int) -> BertShape:
+    """The shape of a new BERT; `target.params` picks the nearest hidden size for the given layers.
+
+    Raises:
+        UserError: the recipe's `target` is no BERT.
+    """
+    target, positions = recipe.target, max(DEFAULT_POSITIONS, recipe.data.seq_len)
+    layers, head_size = target.layers or 12, target.head_size or 64
+
+    def shape(heads: int) -> BertShape:
+        hidden = heads * head_size
+        return BertShape(layers, hidden, heads, target.intermediate or 4 * hidden, vocab_size, positions)
+
+    params = target.parameter_count()
+    if params is not None:
+        if target.hidden is not None:
+            raise UserError("give either target.params or target.hidden, not both")
+        return min((shape(heads) for heads in range(1, 129)), key=lambda s: abs(s.parameters - params))
+    if target.hidden is None or target.hidden % head_size:
+        raise UserError(
+            f"method {recipe.method} needs target.hidden as a multiple of target.head_size {head_size} (or "
+            f"target.params), not {target.hidden}"
+        )
+    return shape(target.hidden // head_size)
+
+
+def check_distillation(recipe: Recipe, teacher: BertShape, has_head: bool | None, student: BertShape) -> None:
+    """Refuse a teacher that cannot teach this student by the recipe's method.
+
+    Args:
+        recipe: of method kd or minilmv2.
+        teacher: its shape.
+        has_head: whether it has an MLM head; None if that is not known.
+        student: the shape of the new BERT.
+
+    Raises:
+        UserError: with the reason.
+    """
+    wanted, path = recipe.distillation, recipe.teacher.path
+    if recipe.method == "kd":
+        if has_head is False:
+            raise UserError(
+                f"teacher {path} has no MLM head, whose predictions method kd learns: take one that has, or method "
+                "minilmv2"
+            )
+        return
+    if wanted.teacher_layer is not None and wanted.teacher_layer > teacher.layers:
+        raise UserError(
+            f"distillation.teacher_layer is {wanted.teacher_layer} and teacher {path} has {teacher.layers} layers"
+        )
+    heads = wanted.relation_heads or teacher.heads
+    for size, whose in ((teacher.hidden, f"teacher {path}"), (student.hidden, "the student")):
+        if size % heads:
+            raise UserError(
+                f"{heads} relation heads do not divide the {size} hidden dimensions of {whose}: set "
+                "distillation.relation_heads to a number that divides those of teacher and student"
+            )
+
+
+def check_target(recipe: Recipe) -> None:
+    """Refuse, by what files say, a target that the recipe's method cannot make of its teacher, or without one.
+
+    Raises:
+        UserError: with the reason.
+    """
+    path = recipe.teacher.path
+    teacher = teacher_shape(path) if path is not None else None
+    if recipe.method == "wid" and teacher:
+        resolve_student(recipe, teacher)
+    elif recipe.method == "scratch" or recipe.method in DISTILLATIONS:
+        student = new_shape(recipe, teacher.vocab_size if teacher else BERT_VOCABULARY)
+        if path is not None and teacher and recipe.method in DISTILLATIONS:
+            check_distillation(recipe, teacher, teacher_has_head(path), student)
 
 
 def teacher_shape(path: str) -> BertShape | None:

@@ -15,6 +15,8 @@ from transformers.utils import logging as library_logging
 from pipeline.data.tokenizer_source import find_files, holds_vocabulary, load_source
 from pipeline.errors import UserError
 
+NEW_HEAD = "the teacher has no MLM head: a new one is initialised and warmed up with the rest frozen"
+"""What the user is told of such a teacher."""
 _WORDS = "embeddings.word_embeddings.weight"
 _BIAS = "cls.predictions.bias"
 _TRANSFORM = {
@@ -65,7 +67,7 @@ def load_teacher(path: str, dropout: float) -> tuple[BertForMaskedLM, bool, list
         notices.append("the teacher's pooler is dropped: MLM does not train it, fine-tuning makes a new one")
     head_is_new = info["missing_keys"] >= _TRANSFORM
     if head_is_new:
-        notices.append("the teacher has no MLM head: a new one is initialised and warmed up with the rest frozen")
+        notices.append(NEW_HEAD)
     elif _BIAS in info["missing_keys"]:
         notices.append("the teacher's MLM head has no bias over the vocabulary: it starts at zero")
     return model, head_is_new, notices

@@ -30,7 +30,7 @@ from pipeline.engine.deepspeed_config import check_batch
 from pipeline.errors import EXIT_DONE, EXIT_STOPPED, Refusals, run_entry_point
 from pipeline.launch import add_launcher_arguments, adopt_launcher_environment, keep_freed_memory
 from pipeline.recipe import Recipe, load_recipe
-from pipeline.teacher_files import head_warmup_fault, resolve_student, teacher_has_head, teacher_shape
+from pipeline.teacher_files import check_target, head_warmup_fault, teacher_has_head
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -69,12 +69,11 @@ def faults_here(recipe: Recipe, deepspeed_path: Path, ranks: int) -> list[str]:
         recipe.target.parameter_count()
     with refusals.gathering():
         check_batch(deepspeed_path, recipe.train, ranks)
-    if recipe.method == "wid" and recipe.teacher.path is not None:
-        if teacher_has_head(recipe.teacher.path) is False:
-            refusals.sentences += filter(None, [head_warmup_fault(recipe)])
-        with refusals.gathering():
-            if shape := teacher_shape(recipe.teacher.path):
-                resolve_student(recipe, shape)
+    path = recipe.teacher.path
+    if recipe.method == "wid" and path is not None and teacher_has_head(path) is False:
+        refusals.sentences += filter(None, [head_warmup_fault(recipe)])
+    with refusals.gathering():
+        check_target(recipe)
     return refusals.sentences
 
 

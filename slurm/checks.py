@@ -128,9 +128,9 @@ def refuse_another_recipe(run: Path, recipe: Recipe) -> None:
     if not any((run / "checkpoints").glob("step_*/complete.json")):
         return
     old, new = (_flat(known.to_dict()) for known in (load_recipe(run / FOLDER / "recipe.yaml", []), recipe))
-    for key in sorted(old):
-        if old[key] != new[key] and key not in MAY_CHANGE:
-            change = f"its {key} is {old[key]!r}, not {new[key]!r}"
+    for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "method", key)):
+        if old.get(key) != new.get(key) and key not in MAY_CHANGE:
+            change = f"its {key} is {old.get(key)!r}, not {new.get(key)!r}"
             raise UserError(f"{run} holds another run: {change}; choose another --run")
 
 

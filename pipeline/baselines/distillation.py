@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.models.encoder import Form, Tensors, encode
-from pipeline.models.loss import LossOf, masked_lm_loss
+from pipeline.models.loss import LossOf, accuracy_of, masked_lm_loss
 
 
 def soft_target_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
@@ -48,6 +48,8 @@ def distillation_of(
             target = encode(teacher, teacher_form, input_ids, positions, documents=documents)
         logits = encode(tensors, form, input_ids, positions, documents=documents, training=True)
         soft = soft_target_loss(logits, target, temperature)
+        if not mlm_share:
+            return soft, accuracy_of(logits, batch["labels"])
         hard, accuracy = masked_lm_loss(logits, batch["labels"])
         return (1 - mlm_share) * soft + mlm_share * hard, accuracy
 

@@ -43,14 +43,12 @@ class Board:
     def step(self, record: dict[str, Any], rates: dict[str, float]) -> None:
         """The scalars of one logged step, from the record that also goes to metrics.jsonl."""
         scalars = {
-            **{f"mlm/{name}": record.get(name) for name in ("loss", "accuracy", "heldout_loss", "heldout_accuracy")},
+            **{f"mlm/{name}": record.get(name) for name in ("accuracy", "heldout_loss", "heldout_accuracy")},
+            ("relations/loss" if record["accuracy"] is None else "mlm/loss"): record["loss"],
             "relations/heldout_loss": record.get("heldout_relation_loss"),
             **{f"optimizer/{name}": record.get(name) for name in ("gradient_norm", "loss_scale", "skipped_steps")},
             **{f"optimizer/lr_{role}": rate for role, rate in rates.items()},
-            **{
-                f"speed/{name}": record[name]
-                for name in ("tokens_per_s", "model_flop_utilisation", "model_tflop_per_s")
-            },
+            **{f"speed/{name}": record[name] for name in SPEED},
             **{f"system/{name}_memory_gib": used for name, used in record["memory_gib"].items()},
             **{f"time/{phase}_ms": time for phase, time in record["time_ms"].items()},
             **{f"width/{group}": kept for group, kept in record["kept"].items()},

@@ -25,7 +25,7 @@ from pipeline.engine.stopping import STOPPED
 from pipeline.environment import commit, machine, versions
 from pipeline.errors import DataError, UserError
 from pipeline.files import write_atomically, writing
-from pipeline.recipe import Recipe
+from pipeline.recipe import DISTILLATIONS, Recipe
 
 LOCK = "lock"
 SLURM = "slurm"
@@ -115,7 +115,7 @@ def resume_point(directory: Path, recipe: Recipe, lock: DirectoryLock | None = N
     recorded = _recorded_recipe(directory)
     check_format(directory / "checkpoints")
     trained = bool(all_checkpoints(directory / "checkpoints"))
-    difference = _difference(recorded, recipe.to_dict(), trained)
+    difference = _difference(recorded, recipe.to_dict(), trained, recipe.method in DISTILLATIONS)
     if difference:
         raise UserError(f"{directory} holds another run: {difference}; choose another --output")
     if recipe.train.steps < recorded["train"]["steps"]:
@@ -141,38 +141,41 @@ def _recorded_recipe(directory: Path) -> dict[str, Any]:
     return recorded
 
 
-def _difference(recorded: Any, wanted: dict[str, Any], trained: bool, prefix: str = "") -> str | None:
+def _difference(recorded: Any, wanted: dict[str, Any], trained: bool, distilled: bool, prefix: str = "") -> str | None:
     """The first key in which two recipes differ, those aside that may.
 
     Args:
         recorded: what config.yaml holds, or a section of it.
         wanted: the recipe that was asked for, or the same section of it.
         trained: there are checkpoints, which know by a hash what the shards of the run hold.
+        distilled: and what its teacher is.
         prefix: name of the section, with a dot.
     """
-    for key in sorted(set(recorded) | set(wanted)):
+    for key in sorted(set(recorded) | set(wanted), key=lambda key: (key != "method", key)):
         old, new, name = recorded.get(key), wanted.get(key), prefix + key
         if isinstance(old, dict) and isinstance(new, dict):
-            found = _difference(old, new, trained, f"{name}.")
+            found = _difference(old, new, trained, distilled, f"{name}.")
             if found:
                 return found
-        elif old != new and not _may_differ(name, old, new, trained):
+        elif old != new and not _may_differ(name, old, new, trained, distilled):
             return f"its {name} is {old!r}, not {new!r}"
     return None
 
 
-def _may_differ(name: str, old: Any, new: Any, trained: bool) -> bool:
+def _may_differ(name: str, old: Any, new: Any, trained: bool, distilled: bool) -> bool:
     """Whether a resumed run may have another value of a key than it had.
 
-    Shards may have moved; what they hold is compared when they are opened. And a relative teacher.path stays relative
-    where the teacher is there no longer, which a run that has its weights does not need.
+    Shards may have moved, and so may the teacher of a distillation; what they hold is compared when they are opened.
+    And a relative teacher.path stays relative where the teacher is there no longer, which a run that has its weights
+    does not need.
     """
     if name in _MAY_CHANGE or name in _HOW:
         return old is not None or name in _HOW
     if name == "data.shards":
         return trained and _weights(old) == _weights(new)
     if isinstance(old, str) and isinstance(new, str):
-        return (name == "data.heldout" and trained) or (name == "teacher.path" and old == os.path.abspath(new))
+        moved = (name == "data.heldout" and trained) or (name == "teacher.path" and trained and distilled)
+        return moved or (name == "teacher.path" and old == os.path.abspath(new))
     return False
 
 
@@ -210,7 +213,8 @@ def record_start(
             raise UserError(f"another run has just begun in {directory}: wait for its end, or choose another --output")
     # First of all: it is what makes this a run directory, also if the next line is never reached.
     values = recipe.to_dict()
-    if (directory / "config.yaml").exists():  # its path is absolute, the recipe's only while the teacher is there
+    if (directory / "config.yaml").exists() and recipe.method not in DISTILLATIONS:
+        # Its path is absolute, the recipe's only while the teacher is there.
         values["teacher"]["path"] = _recorded_recipe(directory)["teacher"]["path"]
     write_atomically(directory / "config.yaml", yaml.safe_dump(values, sort_keys=False).encode())
     write_atomically(directory / "ds_config.json", (json.dumps(deepspeed_config, indent=1) + "\n").encode())

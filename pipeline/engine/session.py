@@ -26,6 +26,7 @@ from pipeline.engine.run_log import RunLog
 from pipeline.engine.stopping import ignore
 from pipeline.engine.trainer import Trainer
 from pipeline.engine.watch import STARTUP_MINUTES, Watch
+from pipeline.errors import UserError
 from pipeline.methods import METHODS
 from pipeline.methods.method import Method
 from pipeline.recipe import Recipe
@@ -58,6 +59,7 @@ def train(recipe: Recipe, deepspeed_path: Path, directory: Path, world: World) -
     with DirectoryLock(directory) as lock:
         checkpoint_path, faults = world.on_main(lambda: resume_point(directory, recipe, lock))
         inputs = world.on_all(lambda: prepare(recipe, deepspeed_path, world.size, checkpoint_path))
+        check_same_on_all(inputs.method, recipe, world)
         world.on_main(lambda: record_start(directory, recipe, inputs.deepspeed_config, sys.argv, lock))
         with Watch(directory, world, recipe.train.hang_minutes) as watch:
             text = describe_text(inputs.data, inputs.heldout, recipe.train.steps * recipe.train.global_batch)
@@ -69,6 +71,22 @@ def train(recipe: Recipe, deepspeed_path: Path, directory: Path, world: World) -
                 watch,
                 [*faults, *inputs.method.notices, *inputs.method.describe(), *text],
             )
+
+
+def check_same_on_all(method: Method, recipe: Recipe, world: World) -> None:
+    """Refuse a teacher that is not the same for all ranks: one that stays beside the model would go unnoticed.
+
+    Raises:
+        UserError: on all ranks.
+    """
+    facts = world.gather(method.facts())
+    if other := [rank for rank, found in enumerate(facts) if found != facts[0]]:
+        raise world.said_once(
+            UserError(
+                f"rank {other[0]} has read another teacher from {recipe.teacher.path} than rank 0: let the path mean "
+                "the same files on all nodes"
+            )
+        )
 
 
 def run(recipe: Recipe, inputs: Inputs, directory: Path, world: World, watch: Watch, notices: list[str]) -> bool:

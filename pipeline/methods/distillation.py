@@ -4,14 +4,12 @@ A checkpoint holds the student alone. A run that goes on reads the teacher anew,
 """
 
 import hashlib
-from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BertConfig
 
 from pipeline.baselines.distillation import distillation_of
 from pipeline.baselines.minilm import minilm_loss
@@ -22,6 +20,8 @@ from pipeline.methods.teacher import teacher_of
 from pipeline.models.encoder import Bert, Tensors
 from pipeline.models.huggingface import form_of, shape_of, tensors_of
 from pipeline.models.loss import LossOf
+from pipeline.teacher_files import check_distillation
+from pipeline.teachers import NEW_HEAD
 
 
 class Distilled(Scratch):
@@ -37,10 +37,14 @@ class Distilled(Scratch):
 
     def get_ready(self) -> None:
         path, config = self.recipe.teacher.path, self.model.config
-        teacher, head_is_new, _ = teacher_of(self.recipe, config.vocab_size, dropout=0.0)
-        self.check(teacher.config, head_is_new)
+        teacher, head_is_new, notices = teacher_of(self.recipe, config.vocab_size, dropout=0.0)
+        self.notices += [notice for notice in notices if notice != NEW_HEAD]
+        self.teacher_form, self.teacher_shape = form_of(teacher.config), shape_of(teacher.config)
+        check_distillation(self.recipe, self.teacher_shape, not head_is_new, self.shape)
         tensors = tensors_of(teacher)
-        sha256 = _sha256(tensors)
+        # A head that the teacher lacks is another one at every start.
+        lacking = ("transform", "decoder") if head_is_new else ()
+        sha256 = _digest({name: tensor for name, tensor in tensors.items() if not name.startswith(lacking)})
         if self._sha256 not in (None, sha256):
             raise UserError(
                 f"teacher {path} is not the one that this run learned from so far: put the old one back, or begin anew "
@@ -48,15 +52,6 @@ class Distilled(Scratch):
             )
         self._sha256 = sha256
         self.teacher = {name: tensor.to(torch.bfloat16) for name, tensor in tensors.items()}
-        self.teacher_form, self.teacher_shape = form_of(teacher.config), shape_of(teacher.config)
-
-    @abstractmethod
-    def check(self, teacher: BertConfig, head_is_new: bool) -> None:
-        """Refuse a teacher that cannot teach this student.
-
-        Raises:
-            UserError: with the reason.
-        """
 
     def move_to(self, device: torch.device) -> None:
         self.teacher = {name: tensor.to(device) for name, tensor in self.teacher.items()}
@@ -77,13 +72,6 @@ class LogitDistillation(Distilled):
     title = "knowledge distillation (soft targets)"
     objective = "masked-language modelling and its teacher's predictions"
 
-    def check(self, teacher: BertConfig, head_is_new: bool) -> None:
-        if head_is_new:
-            raise UserError(
-                f"teacher {self.recipe.teacher.path} has no MLM head, whose predictions method kd learns: take one "
-                "that has, or method minilmv2"
-            )
-
     def loss_of(self) -> LossOf:
         wanted = self.recipe.distillation
         return distillation_of(self.model.form, self.teacher, self.teacher_form, wanted.temperature, wanted.mlm_share)
@@ -101,23 +89,6 @@ class RelationDistillation(Distilled):
     measures = ("heldout_relation_loss",)
     """The loss it trains on; the MLM head learns nothing that could be measured."""
 
-    def check(self, teacher: BertConfig, head_is_new: bool) -> None:
-        wanted, path = self.recipe.distillation, self.recipe.teacher.path
-        if wanted.teacher_layer is not None and wanted.teacher_layer > teacher.num_hidden_layers:
-            raise UserError(
-                f"distillation.teacher_layer is {wanted.teacher_layer} and teacher {path} has "
-                f"{teacher.num_hidden_layers} layers"
-            )
-        heads = wanted.relation_heads or teacher.num_attention_heads
-        for size, whose in ((teacher.hidden_size, f"teacher {path}"), (self.model.config.hidden_size, "the student")):
-            if size % heads:
-                raise UserError(
-                    f"{heads} relation heads do not divide the {size} hidden dimensions of {whose}: set "
-                    "distillation.relation_heads to a number that divides those of teacher and student"
-                )
-        self._heads = heads
-        self._layer = (wanted.teacher_layer or teacher.num_hidden_layers) - 1
-
     def loss_of(self) -> LossOf:
         def loss_of(tensors: Tensors, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
             loss = self._loss(tensors, batch, training=True)
@@ -129,16 +100,22 @@ class RelationDistillation(Distilled):
         return (self._loss(tensors, batch, training=False),)
 
     def _loss(self, tensors: Tensors, batch: Mapping[str, Tensor], training: bool) -> Tensor:
+        heads = self.recipe.distillation.relation_heads or self.teacher_shape.heads
         student = Bert(tensors, self.model.form, training)
         teacher = Bert(self.teacher, self.teacher_form)
-        return minilm_loss(student, teacher, batch["input_ids"], self._heads, self._layer, batch.get("documents"))
+        return minilm_loss(student, teacher, batch["input_ids"], heads, self.teacher_layer - 1, batch.get("documents"))
+
+    @property
+    def teacher_layer(self) -> int:
+        """The one whose relations are learned, from 1."""
+        return self.recipe.distillation.teacher_layer or self.teacher_shape.layers
 
     def macs(self, batch: Batch) -> int:
-        teacher = replace(self.teacher_shape, layers=self._layer + 1)
+        teacher = replace(self.teacher_shape, layers=self.teacher_layer)
         return minilm_macs(teacher, batch) + TRAINING * minilm_macs(self.shape, batch)
 
 
-def _sha256(tensors: dict[str, Tensor]) -> str:
+def _digest(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
         digest.update(name.encode())

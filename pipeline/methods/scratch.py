@@ -7,18 +7,15 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
-from pipeline.config import TargetConfig
 from pipeline.data.cooccurrence import TokenStatistics, count_tokens, ppmi_embeddings
 from pipeline.data.loader import TrainingData
-from pipeline.errors import UserError
 from pipeline.methods.plain import Plain
 from pipeline.models.huggingface import shape_of
 from pipeline.models.plain import PlainBert
 from pipeline.recipe import Recipe
-from pipeline.shapes import BertShape
+from pipeline.teacher_files import new_shape
 from pipeline.teachers import attention_kernel
 
-DEFAULT_POSITIONS = 512
 BERT_BASE_HIDDEN, BERT_BASE_RANGE = 768, 0.02
 """BERT's standard deviation of initial weights is right for its width; other widths are scaled to equal outputs."""
 
@@ -53,7 +50,7 @@ def start_from_counts(module: PlainBert, statistics: TokenStatistics) -> None:
 
 
 def _config(recipe: Recipe, vocab_size: int) -> BertConfig:
-    shape = _shape(recipe.target, vocab_size, max(DEFAULT_POSITIONS, recipe.data.seq_len))
+    shape = new_shape(recipe, vocab_size)
     return BertConfig(
         vocab_size=vocab_size,
         hidden_size=shape.hidden,
@@ -79,24 +76,3 @@ def _start_positions(table: Tensor, scale: float) -> None:
     column = torch.arange(hidden)
     angles = torch.arange(positions)[:, None] * 10000.0 ** (-(column - column % 2) / hidden)
     table.copy_(torch.where(column % 2 == 0, angles.sin(), angles.cos()) * scale * math.sqrt(2))
-
-
-def _shape(target: TargetConfig, vocab_size: int, positions: int) -> BertShape:
-    """The shape in the target section; `params` picks the nearest hidden size for the given layers."""
-    layers, head_size = target.layers or 12, target.head_size or 64
-
-    def shape(heads: int) -> BertShape:
-        hidden = heads * head_size
-        return BertShape(layers, hidden, heads, target.intermediate or 4 * hidden, vocab_size, positions)
-
-    params = target.parameter_count()
-    if params is not None:
-        if target.hidden is not None:
-            raise UserError("give either target.params or target.hidden, not both")
-        return min((shape(heads) for heads in range(1, 129)), key=lambda s: abs(s.parameters - params))
-    if target.hidden is None or target.hidden % head_size:
-        raise UserError(
-            f"method scratch needs target.hidden as a multiple of target.head_size {head_size} (or target.params), "
-            f"not {target.hidden}"
-        )
-    return shape(target.hidden // head_size)

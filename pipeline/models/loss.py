@@ -20,7 +20,12 @@ def masked_lm_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         labels: (batch, k).
     """
     loss = F.cross_entropy(logits.to(accumulation_dtype(logits.dtype)).flatten(0, 1), labels.flatten())
-    return loss, (logits.detach().argmax(-1) == labels).float().mean()
+    return loss, accuracy_of(logits, labels)
+
+
+def accuracy_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of positions at which the largest logit is the label's."""
+    return (logits.detach().argmax(-1) == labels).float().mean()
 
 
 def masked_lm_of(form: Form, training: bool) -> LossOf:

@@ -45,6 +45,8 @@ def is_mlm_loss(score: str) -> bool:
 
 def draw_curves(axis: Axes, runs: list[RunSummary], colours: Colours) -> None:
     """Training loss (thin), held-out loss (dots), selections as ticks at the bottom in their run's colour."""
+    # Methods that never measure it train on something else.
+    runs = [run for run in runs if any("heldout_loss" in line for line in run.metrics)]
     selecting = [run for run in runs if run.selections]
     for run in runs:
         colour = colours[run.name]

@@ -104,7 +104,7 @@ def test_numbers_as_yaml_reads_them(tmp_path):
         ("--teacher.path=null", "method wid needs a teacher"),
         ("--method=scratch", "method scratch takes no teacher"),
         ("--method=continue", "method continue keeps the teacher's shape"),
-        ("--train.embedding_init=ppmi", "train.embedding_init is for method scratch"),
+        ("--train.embedding_init=ppmi", "train.embedding_init is for a new BERT"),
         ("--compaction.increments=9", "narrowing schedule ends at step 10, after train.steps 4"),
         ("--compaction.start_step=0", "taylor needs statistics first"),
         ("--compaction.start_step=-1", "must not be negative"),

@@ -7,6 +7,8 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import get_args
 
 import pytest
 import torch
@@ -18,11 +20,15 @@ from transformers import AutoModelForMaskedLM, BertForMaskedLM
 from pipeline import fold as fold_door
 from pipeline.config import DistillationConfig
 from pipeline.engine import session
+from pipeline.engine.run_directory import resume_point
 from pipeline.engine.student import fold_run
 from pipeline.errors import UserError
+from pipeline.methods import METHODS
 from pipeline.models.huggingface import tensors_of
 from pipeline.parsing import build
-from pipeline.recipe import DISTILLATIONS, Recipe, load_recipe
+from pipeline.recipe import CHECKS, DISTILLATIONS, MethodName, Recipe, load_recipe
+from pipeline.train import faults_here
+from slurm.checks import refuse_another_recipe
 from tests.support import ROOT
 from tests.support.methods import build_method
 from tests.support.models import random_teacher
@@ -97,7 +103,7 @@ def test_the_loss_of_kd_is_the_mixture_it_says(teacher):
     target, log_student = (theirs / 1.7).softmax(-1), (ours / 1.7).log_softmax(-1)
     soft = 1.7**2 * (target * (target.log() - log_student)).sum(-1).mean()
     hard = F.cross_entropy(ours.flatten(0, 1), batch["labels"].flatten())
-    assert float(got.detach()) == pytest.approx(float(0.6 * soft + 0.4 * hard), abs=1e-10)
+    assert float(got.detach()) == pytest.approx(float((0.6 * soft + 0.4 * hard).detach()), abs=1e-10)
     assert float(accuracy) == float((ours.argmax(-1) == batch["labels"]).float().mean())
     measured = dict(zip(made.measures, made.measure(made.model(), batch), strict=True))
     assert float(measured["heldout_loss"]) == pytest.approx(float(hard), abs=1e-10)
@@ -124,23 +130,46 @@ def test_the_loss_of_minilmv2_compares_the_layers_it_says(teacher, layer, heads)
     assert float(made.measure(made.model(), batch)[0]) == pytest.approx(expected, abs=1e-10)
 
 
+def double(tables: torch.Tensor) -> torch.Tensor:
+    """Word, position and segment tables in which the positions from 8 on are those from 0 on."""
+    tables = tables.clone()
+    tables[VOCAB + 8 : VOCAB + 16] = tables[VOCAB : VOCAB + 8]
+    return tables
+
+
 @pytest.mark.parametrize("method", DISTILLATIONS)
-def test_documents_apart_are_so_for_teacher_and_student(teacher, method):
-    """Two documents in a window give what each gives alone; together they give something else."""
+def test_two_documents_in_a_window_give_what_each_gives_alone(teacher, method):
+    """In the teacher and in the student; seen together, they give something else."""
     made, batch = ready(teacher, method)
-    ids, positions, labels = batch["input_ids"], batch["positions"][:, :1] % 8, batch["labels"][:, :1]
-    both = torch.cat([positions, positions + 8], dim=1)
-    packed = {"input_ids": ids, "positions": both, "labels": labels.repeat(1, 2)}
+    made.teacher["tables"] = double(made.teacher["tables"])
+    tensors = dict(made.model()) | {"tables": double(made.model()["tables"])}
+    ids, labels, loss_of = batch["input_ids"], batch["labels"], made.loss_of()
+    halves = [
+        {"input_ids": part, "positions": torch.full((3, 1), 2), "labels": labels[:, number : number + 1]}
+        for number, part in enumerate((ids[:, :8], ids[:, 8:]))
+    ]
+    packed = {"input_ids": ids, "positions": torch.tensor([[2, 10]] * 3), "labels": labels}
     apart = packed | {"documents": (torch.arange(16) >= 8).long().expand(3, -1)}
-    loss_of = made.loss_of()
-    losses = [float(loss_of(made.model(), rows)[0]) for rows in (packed, apart)]
-    assert losses[0] != pytest.approx(losses[1], abs=1e-6)
-    # The first document does not see the second, whatever that says.
-    other = apart | {"input_ids": torch.cat([ids[:, :8], ids[:, 8:].flip(1)], dim=1)}
-    if method == "kd":
-        first = {"positions": positions, "labels": labels}
-        assert float(loss_of(made.model(), apart | first)[0]) == float(loss_of(made.model(), other | first)[0])
-    assert float(loss_of(made.model(), apart)[0]) != float(loss_of(made.model(), other)[0])
+    alone = sum(float(loss_of(tensors, half)[0].detach()) for half in halves) / 2
+    assert float(loss_of(tensors, apart)[0].detach()) == pytest.approx(alone, abs=1e-10)
+    assert float(loss_of(tensors, packed)[0].detach()) != pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize("method", DISTILLATIONS)
+def test_dropout_is_the_students_alone(teacher, method, monkeypatch):
+    made = build_method(recipe(teacher, method, train={"dropout": 0.5}), VOCAB)
+    made.get_ready()
+    assert made.model.form.dropout == made.model.form.attention_dropout == 0.5
+    assert made.teacher_form.dropout == made.teacher_form.attention_dropout == 0
+    _, batch = ready(teacher, method)
+    made.teacher = {name: tensor.float() for name, tensor in made.teacher.items()}
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(float(made.loss_of()(made.model(), batch)[0].detach()))
+    assert losses[0] == losses[1] != losses[2]
+    measured = [made.measure(made.model(), batch)[0].detach() for _ in range(2)]
+    assert torch.equal(*measured)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +185,6 @@ def test_documents_apart_are_so_for_teacher_and_student(teacher, method):
         ),
         ("wid", {"distillation": {"temperature": 3.0}}, "is for methods kd and minilmv2, not wid"),
         ("kd", {"teacher": None}, "method kd needs a teacher"),
-        ("minilmv2", {"train": {"embedding_init": "ppmi"}}, "embedding_init is for method scratch"),
     ],
 )
 def test_what_does_not_go_together_is_refused_when_the_recipe_is_read(teacher, method, sections, message):
@@ -175,7 +203,7 @@ def test_the_recipe_in_the_documents_is_one():
 @pytest.mark.parametrize(
     "values,message",
     [
-        ({"temperature": 0.0}, "distillation.temperature must be more than 0"),
+        ({"temperature": 0.0}, "distillation.temperature must lie between 0.01 and 1000"),
         ({"mlm_share": 1.0}, r"distillation.mlm_share must lie in \[0, 1\)"),
         ({"teacher_layer": 0}, "distillation.teacher_layer must be at least 1"),
         ({"relation_heads": 0}, "distillation.relation_heads must be at least 1"),
@@ -225,12 +253,14 @@ def trained(tmp_path_factory):
     """A run of each method, made in one go and made again from its middle, in bf16 at ZeRO 1 and 3."""
     directory = tmp_path_factory.mktemp("runs")
     shards = make_shards(directory / "shards")
-    random_teacher(3, 24, 3, vocab=vocabulary_of(shards)).save_pretrained(directory / "teacher")
+    known = random_teacher(3, 24, 3, vocab=vocabulary_of(shards))
+    known.save_pretrained(directory / "kd_teacher")
+    known.bert.save_pretrained(directory / "minilmv2_teacher")  # a new head would be another one at every start
     commands = {}
     for method, stage in (("kd", 1), ("minilmv2", 3)):
         how = {"zero_optimization": {"stage": stage}, "bf16": {"enabled": True}, "gradient_clipping": 1.0}
         deepspeed = write_deepspeed(directory / f"{method}.json", **how)
-        values = recipe_values(shards, directory / "teacher", method, target=TARGET, compaction=None)
+        values = recipe_values(shards, directory / f"{method}_teacher", method, target=TARGET, compaction=None)
         inputs = {"recipe": write_recipe(directory / f"{method}.yaml", values), "deepspeed": deepspeed}
         commands[method] = (
             train_command(inputs, directory / method),
@@ -300,10 +330,57 @@ def test_another_teacher_on_the_way_is_refused(trained, tmp_path, method):
     wanted = load_recipe(directory / method / "config.yaml", [])
     path = directory / method / "checkpoints" / "step_2"
     session.prepare(wanted, directory / f"{method}.json", 1, path)
+    moved = shutil.copytree(wanted.teacher.path, tmp_path / "moved")
+    assert resume_point(directory / method, replace(wanted, teacher=replace(wanted.teacher, path=str(moved))))[0]
     wanted.teacher = replace(wanted.teacher, path=str(tmp_path / "teacher"))
     random_teacher(3, 24, 3, seed=7, vocab=vocabulary_of(directory / "shards")).save_pretrained(tmp_path / "teacher")
     with pytest.raises(UserError, match="is not the one that this run learned from so far"):
         session.prepare(wanted, directory / f"{method}.json", 1, path)
+
+
+def test_ranks_that_read_different_teachers_are_told(teacher):
+    made = build_method(wanted := recipe(teacher, "kd"), VOCAB)
+    made.get_ready()
+    others = [made.facts(), {**made.facts(), "teacher_sha256": "0" * 64}]
+    world = SimpleNamespace(gather=lambda own: others, said_once=lambda error: error)
+    with pytest.raises(UserError, match="rank 1 has read another teacher from"):
+        session.check_same_on_all(made, wanted, world)
+    session.check_same_on_all(made, wanted, SimpleNamespace(gather=lambda own: [own, own]))
+
+
+@pytest.mark.parametrize(
+    "method,sections,message",
+    [
+        ("kd", {"target": None}, "method kd needs target.hidden as a multiple of target.head_size 64"),
+        ("minilmv2", {"distillation": {"teacher_layer": 9}}, "teacher_layer is 9 and teacher"),
+        ("minilmv2", {"distillation": {"relation_heads": 5}}, "5 relation heads do not divide the 24 hidden dim"),
+    ],
+)
+def test_it_is_refused_before_anything_is_loaded(teacher, tmp_path, method, sections, message):
+    sentences = faults_here(recipe(teacher, method, **sections), write_deepspeed(tmp_path / "how.json"), 1)
+    assert len(sentences) == 1 and message in sentences[0]
+
+
+def test_a_teacher_without_a_head_is_refused_before_it_is_loaded(tmp_path):
+    random_teacher(vocab=VOCAB).bert.save_pretrained(tmp_path)
+    (sentence,) = faults_here(recipe(tmp_path, "kd"), write_deepspeed(tmp_path / "how.json"), 1)
+    assert "has no MLM head, whose predictions method kd learns" in sentence
+
+
+def test_a_run_of_another_method_is_named_as_such(trained, tmp_path):
+    directory, _ = trained
+    run = shutil.copytree(directory / "kd", tmp_path / "run")
+    (run / "slurm").mkdir()
+    shutil.copy(run / "config.yaml", run / "slurm" / "recipe.yaml")
+    values = recipe_values(directory / "shards", None, "scratch", target=TARGET, compaction=None)
+    other = build(Recipe, values, "test")
+    for refuse in (lambda: resume_point(run, other), lambda: refuse_another_recipe(run, other)):
+        with pytest.raises(UserError, match="holds another run: its method is 'kd', not 'scratch'"):
+            refuse()
+
+
+def test_every_name_has_its_check_and_its_class():
+    assert METHODS.keys() == CHECKS.keys() == set(get_args(MethodName))
 
 
 def test_a_fold_needs_no_teacher(trained, tmp_path, monkeypatch):
