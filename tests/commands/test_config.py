@@ -100,7 +100,7 @@ def test_numbers_as_yaml_reads_them(tmp_path):
         ("--data.mask_fraction=1", "must lie between 0 and 1"),
         ("--data.heldout_windows=0", "data.heldout_windows must be at least 1"),
         ("--target.hidden=0", "target.hidden must be at least 1"),
-        ("--target.layers=2", "target.layers is for method scratch"),
+        ("--target.layers=2", "target.layers is for a new BERT"),
         ("--teacher.path=null", "method wid needs a teacher"),
         ("--method=scratch", "method scratch takes no teacher"),
         ("--method=continue", "method continue keeps the teacher's shape"),
