@@ -265,3 +265,22 @@ def test_attention_beside_the_teachers_is_as_measured():
         relations = (heldout.get(f"relation_{what}") for what in ("queries", "keys", "values"))
         scores = [heldout["js"], prose["js"], *relations]
         assert shown[name] == ["-" if score is None else f"{score['mean']:.3f}" for score in scores]
+
+
+def test_the_demos_student_scores_as_measured():
+    rows = {row["model"]: row["tasks"] for row in results("2026-11-27_student_scores")["rows"]}
+    teacher, student = rows["shipped teacher (4 layers x 192)"], rows["WID student of the demo (4 layers x 108)"]
+    shown = table("docs/evaluation.md", "demo's models")
+    metrics = {
+        "SST-2, accuracy": ("sst2", "accuracy"),
+        "MRPC, accuracy": ("mrpc", "accuracy"),
+        "RTE, accuracy": ("rte", "accuracy"),
+        "STS-B, Spearman": ("stsb", "spearman"),
+        "CoLA, Matthews": ("cola", "matthews"),
+        "SQuAD 1.1, F1": ("squad_v1", "f1"),
+        "SQuAD 1.1, exact match": ("squad_v1", "exact_match"),
+    }
+    assert shown.keys() == metrics.keys()
+    for name, (task, metric) in metrics.items():
+        scores = [tasks[task][metric] for tasks in (teacher, student)]
+        assert shown[name][:2] == [spread(s) if len(s["seeds"]) > 1 else f"{s['mean']:.3f}" for s in scores]
