@@ -5,8 +5,10 @@ process by nature runs on rank 0 and returns at once elsewhere.
 """
 
 import argparse
+import contextlib
 import ctypes
 import os
+import random
 import socket
 import sys
 
@@ -87,10 +89,20 @@ def adopt_launcher_environment() -> None:
     for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("MASTER_ADDR", "127.0.0.1")):
         os.environ.setdefault(name, alone)
     if os.environ["WORLD_SIZE"] == "1" and "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+        os.environ["MASTER_PORT"] = str(free_port())
     os.environ.setdefault("MASTER_PORT", "29500")
+
+
+def free_port() -> int:
+    """A port of this machine for the ranks to meet at, some seconds from now.
+
+    It lies below those that systems hand out by themselves, or another process might be given it in between.
+    """
+    while True:
+        port = random.randint(20000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
 def _spans_nodes() -> bool:
