@@ -284,3 +284,16 @@ def test_the_demos_student_scores_as_measured():
     for name, (task, metric) in metrics.items():
         scores = [tasks[task][metric] for tasks in (teacher, student)]
         assert shown[name][:2] == [spread(s) if len(s["seeds"]) > 1 else f"{s['mean']:.3f}" for s in scores]
+
+
+def test_the_hosts_milliseconds_are_as_measured():
+    rows = results("2026-11-27_host_time")["rows"]
+    shown = table("docs/cost.md", "milliseconds a step")
+
+    def cell(row):
+        least, most = row["host_ms_range"]
+        return f"{row['host_ms']:.1f} ({least:.1f} to {most:.1f})"
+
+    for precision in ("fp32", "bf16"):
+        found = [cell(row) for name, row in rows.items() if name.startswith(precision)]
+        assert shown[precision] == found
