@@ -22,7 +22,6 @@ import os
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -38,6 +37,7 @@ from benchmarks.compare_cases import COMMANDS, TREE, Command
 from benchmarks.compare_files import Allowed, Difference, Side, compare, excused, read_allowed
 from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
+from pipeline.launch import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 EXIT_DIFFERENT = 1
@@ -146,12 +146,6 @@ class Runner:
 
     def log(self, command: Command) -> Path:
         return self.folder / "logs" / f"{command.name}.log"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_both(before: str, after: str, work: Path) -> list[Runner]:

@@ -6,7 +6,6 @@ by `StageRunner`. The command line of every stage is spelled here and nowhere el
 
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from pipeline.errors import UserError
+from pipeline.launch import free_port
 from pipeline.recipe import Recipe, load_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,7 +168,7 @@ class StageRunner:
     def _started(self, stage: Stage) -> list[str]:
         if stage.launcher == "python":
             return [sys.executable, *stage.command]
-        launcher = ("deepspeed", "--num_accelerators", str(self.ranks), "--master_port", str(_free_port()))
+        launcher = ("deepspeed", "--num_accelerators", str(self.ranks), "--master_port", str(free_port()))
         return [*launcher, *stage.command]
 
     def _environment(self, stage: Stage) -> dict[str, str]:
@@ -189,9 +189,3 @@ def cpu_precision() -> str:
 def say(sentence: str) -> None:
     """A heading between the output of two commands."""
     print(f"\n== {sentence}", flush=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

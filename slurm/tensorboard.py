@@ -24,6 +24,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.files import temporary_folder
+from pipeline.launch import free_port
 
 EVENTS = "tensorboard"
 """Folder of a run that TensorBoard reads."""
@@ -115,13 +116,6 @@ def link(folder: Path, runs: list[Path]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.is_symlink():
             path.symlink_to(run / EVENTS)
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 def _end(number: int, frame: FrameType | None) -> NoReturn:

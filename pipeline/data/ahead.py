@@ -131,10 +131,8 @@ class ProcessReader(BatchReader):
         with theirs:
             try:
                 self._start(theirs, shapes, pickle.dumps(sys.path) + pickle.dumps((data, first_step, share, shapes)))
-            except (
-                OSError,
-                RuntimeError,
-            ) as error:  # raised with the first micro-batch, where the other ranks learn of it
+            except (OSError, RuntimeError) as error:
+                # It is raised with the first micro-batch, where the other ranks learn of it.
                 why = getattr(error, "strerror", None) or error
                 self._error = LostError(f"rank {self._rank} cannot start its reader process: {why}; {_INSTEAD}")
 

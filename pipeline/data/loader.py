@@ -120,8 +120,7 @@ class HeldOutData:
         """This rank's share in batches of `size`, each with the number of its rows that count.
 
         Every rank gets the same number of batches of the same size; the last ones are filled up with rows that do not
-        count. Masks depend on the window alone, not on the seed of a run, so that
-        runs can be compared.
+        count. Masks depend on the window alone, not on the seed of a run, so that runs can be compared.
         """
         seed = int(hash_bits(_HELDOUT_MASKS) >> np.uint64(1))
         share = -(-len(self.windows) // ranks)

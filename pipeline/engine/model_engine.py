@@ -60,6 +60,7 @@ class ModelEngine:
         say: Callable[[str], None],
     ) -> None:
         self._train, self._config, self._world, self._clock, self._say = train, config, world, clock, say
+        self._clips, self._limit = clips_here(config), limit_of(config)
         self._start(method)
 
     def _start(self, method: Method) -> None:
@@ -92,10 +93,9 @@ class ModelEngine:
         Args:
             unsound: not 0 if they are; a number () on the device, which the host does not wait for.
         """
-        limit = limit_of(self._config)
         with self._clock("optimizer"):
-            self._norm = gradient_norm(self._engine, self._world) if clips_here(self._config) else None
-            self._skipped = Readback(prepare_step(inner_optimizer(self._engine), unsound, self._norm, limit))
+            self._norm = gradient_norm(self._engine, self._world) if self._clips else None
+            self._skipped = Readback(prepare_step(inner_optimizer(self._engine), unsound, self._norm, self._limit))
             self._engine.step()
 
     def applied(self) -> bool:

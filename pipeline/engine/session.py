@@ -63,14 +63,8 @@ def train(recipe: Recipe, deepspeed_path: Path, directory: Path, world: World) -
         world.on_main(lambda: record_start(directory, recipe, inputs.deepspeed_config, sys.argv, lock))
         with Watch(directory, world, recipe.train.hang_minutes) as watch:
             text = describe_text(inputs.data, inputs.heldout, recipe.train.steps * recipe.train.global_batch)
-            return run(
-                recipe,
-                inputs,
-                directory,
-                world,
-                watch,
-                [*faults, *inputs.method.notices, *inputs.method.describe(), *text],
-            )
+            notices = [*faults, *inputs.method.notices, *inputs.method.describe(), *text]
+            return run(recipe, inputs, directory, world, watch, notices)
 
 
 def check_same_on_all(method: Method, recipe: Recipe, world: World) -> None:

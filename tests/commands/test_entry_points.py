@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.faults.processes import free_port
+from pipeline.launch import free_port
 from tests.support import ROOT
 from tests.support.runs import prepare, recipe_values, train_command, write_recipe
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.engine.checkpoint import newest_complete, step_of
+from pipeline.launch import free_port
 from pipeline.records import read_json_lines
 from tests.engine.faults.harness import differences
-from tests.engine.faults.processes import TRAIN, Job, environment, free_port, launch, wait_until
+from tests.engine.faults.processes import TRAIN, Job, environment, launch, wait_until
 from tests.slurm.test_slurm import cluster  # noqa: F401
 from tests.support import ROOT
 from tests.support.runs import prepare, recipe_values, train_command, write_recipe

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from pipeline.errors import EXIT_HUNG
-from tests.engine.faults.processes import free_port
+from pipeline.launch import free_port
 from tests.support import ROOT
 from tests.support.runs import prepare, recipe_values, train_command, write_recipe
 
