@@ -55,7 +55,7 @@ def measure_adamw(rounds: int) -> dict[str, Any]:
     model = build("narrowed")
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
-    groups = parameter_groups(model, weight_decay=0.01)
+    groups = parameter_groups(model, weight_decay=0.01, head_apart=False)
     fused = build_optimizer(groups)
     default = torch.optim.AdamW([{"params": group["params"]} for group in groups], lr=0.0)
     numbers = sum(parameter.numel() for parameter in model.parameters())

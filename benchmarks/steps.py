@@ -163,7 +163,7 @@ class Optimizer:
     """AdamW in fp32 for a module in any precision, as DeepSpeed's mixed precision does it."""
 
     def __init__(self, module: nn.Module) -> None:
-        groups = parameter_groups(module, weight_decay=0.01)
+        groups = parameter_groups(module, weight_decay=0.01, head_apart=False)
         self.parameters = [p for group in groups for p in group["params"]]
         for group in groups:
             group["params"] = [p if p.dtype == torch.float32 else p.detach().float() for p in group["params"]]

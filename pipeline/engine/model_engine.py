@@ -65,7 +65,7 @@ class ModelEngine:
 
     def _start(self, method: Method) -> None:
         self._method = method
-        self._engine = initialize_engine(method.model, self._train, self._config)
+        self._engine = initialize_engine(method.model, self._train, self._config, method.head_is_new)
         method.move_to(self._world.device)
         self._engine.train()
         self.scaler = LossScaler(self._engine)

@@ -24,14 +24,30 @@ def parameter_role(name: str) -> str:
     return "head" if name.startswith(_HEAD) else "weights"
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """One group per role and decay."""
-    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+def parameter_groups(model: nn.Module, weight_decay: float, head_apart: bool) -> list[dict[str, Any]]:
+    """One group per role and decay, as few as there can be: DeepSpeed's step takes its time for each.
+
+    Args:
+        model: what is trained.
+        weight_decay: of what decays.
+        head_apart: whether the MLM head ever has a learning rate of its own.
+
+    Returns:
+        torch's groups, which know their `role`, and the `names` of their parameters in the same order.
+    """
+    groups: dict[tuple[str, bool], dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        groups.setdefault((parameter_role(name), not name.endswith(_NO_DECAY)), []).append(parameter)
+        role = parameter_role(name)
+        role = "weights" if role == "head" and not head_apart else role
+        groups.setdefault((role, not name.endswith(_NO_DECAY)), {})[name] = parameter
     return [
-        {"params": parameters, "role": role, "weight_decay": weight_decay if decays else 0.0}
-        for (role, decays), parameters in groups.items()
+        {
+            "params": list(named.values()),
+            "names": list(named),
+            "role": role,
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for (role, decays), named in groups.items()
     ]
 
 

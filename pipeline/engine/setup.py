@@ -13,7 +13,7 @@ from pipeline.engine.optimizer import build_optimizer, parameter_groups
 from pipeline.engine.state import LossScaler, create_moments
 
 
-def initialize_engine(module: nn.Module, train: TrainConfig, config: dict[str, Any]) -> Any:
+def initialize_engine(module: nn.Module, train: TrainConfig, config: dict[str, Any], head_apart: bool) -> Any:
     """The DeepSpeed engine around `module`, with our AdamW.
 
     Learning rates are set step by step.
@@ -22,11 +22,12 @@ def initialize_engine(module: nn.Module, train: TrainConfig, config: dict[str, A
         module: calling it composes the tensors that are trained on.
         train: the recipe's.
         config: as `load_deepspeed_config` completed it.
+        head_apart: see `parameter_groups`.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # torch announces the renaming of a collective that DeepSpeed uses, once per rank.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    optimizer = build_optimizer(parameter_groups(module, train.weight_decay))
+    optimizer = build_optimizer(parameter_groups(module, train.weight_decay, head_apart))
     engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=_told(config))
     create_moments(engine)
     LossScaler(engine).never_raise()

@@ -5,7 +5,6 @@ other tool. At stages 1 to 3 DeepSpeed's public `safe_get_*` and `safe_set_*` re
 optimizer holds it, in the order of the parameter groups.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +21,6 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from pipeline.engine.distributed import World
-from pipeline.engine.optimizer import parameter_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 Tensors = dict[str, Tensor]
@@ -160,13 +158,11 @@ def _stage_0_masters(engine: Any) -> dict[nn.Parameter, Tensor]:
     """
     if engine.zero_optimization_stage() > 0:
         return {}
-    groups = zip(_parameters_in_group_order(engine), inner_optimizer(engine).param_groups, strict=True)
-    return {p: m for parameters, group in groups for p, m in zip(parameters, group["params"], strict=True)}
-
-
-def _parameters_in_group_order(engine: Any) -> Iterator[list[nn.Parameter]]:
-    for group in parameter_groups(engine.module, weight_decay=0.0):
-        yield group["params"]
+    return {
+        engine.module.get_parameter(name): master
+        for group in inner_optimizer(engine).param_groups
+        for name, master in zip(group["names"], group["params"], strict=True)
+    }
 
 
 def _set_partitions(parameter: nn.Parameter, values: Tensors, world: World) -> None:
