@@ -92,7 +92,7 @@ class MicroStep:
         say: Callable[[str], None] = print,
     ) -> None:
         self._loss_of, self._accumulation, self._clock = loss_of, accumulation, clock
-        self._device, self._seed = device, seeding_of(device)
+        self._seed = seeding_of(device)
         self._records, self._say = recorded, say
         self._recording: Recording | None = None
 
@@ -106,7 +106,7 @@ class MicroStep:
         self._composed = {name: tensor for name, tensor in composed.items() if tensor.requires_grad}
         self._leaves = {name: tensor.detach().requires_grad_(tensor.requires_grad) for name, tensor in composed.items()}
         self._sums: dict[str, Tensor] = {}
-        self._result = torch.zeros(2, device=self._device)
+        self._result: Tensor | None = None
         self._scale = loss_scale / self._accumulation
         if self._recording and not self._recording.fits(self._leaves):
             self._recording = None
@@ -132,11 +132,14 @@ class MicroStep:
         with self._clock("backward"):
             loss.backward(torch.full_like(loss, self._scale))
             self._add_up()
-            self._result += torch.stack([loss.detach(), accuracy])
+            result = torch.stack([loss.detach(), accuracy])
+            self._result = result if self._result is None else self._result.add_(result)
 
     def means(self) -> Tensor:
         """Loss and accuracy (2,) over the micro-batches, on the device."""
-        return (self._recording.result if self._recording else self._result) / self._accumulation
+        result = self._recording.result if self._recording else self._result
+        assert result is not None
+        return result / self._accumulation
 
     def carried_loss(self) -> Tensor:
         """What to go backward from, see `Carry`; ends this optimizer step."""

@@ -5,7 +5,9 @@ tensors, a teacher's, composed ones, a student's, gets logits of them here, and 
 
 1. `embed`    word + position + segment, LayerNorm, dropout;
 2. `layer`    Q, K and V in one product, attention, FFN, each followed by residual sum and LayerNorm;
-3. `predict`  the last layer's FFN and the MLM head, computed where something is predicted and nowhere else.
+3. `decode`   logits of what the MLM head's transform has left.
+
+The last layer's FFN and the MLM head are computed where something is predicted and nowhere else.
 
 Shapes: d hidden, a = heads x head size (the hidden size but in a teacher that is closing), f intermediate, L layers.
 """
@@ -118,7 +120,7 @@ class Bert:
         if self.form.fused_attention:
             gathered = F.scaled_dot_product_attention(query, key, value, mask, self.attention_dropout, scale=scale)
         else:
-            scores = query @ key.mT * scale
+            scores = (query * scale) @ key.mT  # queries are fewer numbers than scores
             weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
             gathered = F.dropout(weights, self.attention_dropout, self.attention_dropout > 0) @ value
         return gathered.transpose(1, 2).flatten(2)
@@ -130,21 +132,36 @@ class Bert:
             hidden = self.layer(number, hidden, mask)
         return hidden
 
-    def predict(self, hidden: Tensor, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """The last layer and the MLM head: (batch, tokens, d) -> logits (batch, k, vocabulary).
+    def before_decoder(
+        self,
+        input_ids: Tensor,
+        positions: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """What the decoder sees where something is predicted: all layers, and the MLM head's transform.
 
         Args:
-            hidden: what the layer before the last returned.
+            input_ids: (batch, tokens).
             positions: (batch, k); None for everywhere.
-            mask: of attention.
+            segment_ids: (batch, tokens); None for the first segment everywhere.
+            documents: (batch, tokens), see `encode`.
+
+        Returns:
+            (batch, k, d).
         """
-        last = self.layers - 1
+        mask = document_mask(documents, self.word.dtype)
+        hidden, last = self.before_last(input_ids, segment_ids, mask), self.layers - 1
         gathered = self.attend(last, hidden, mask)
         if positions is not None:
             gathered, hidden = take_positions(gathered, positions), take_positions(hidden, positions)
         hidden = self._after_attention(last, gathered, hidden)
         hidden = self.form.activation(F.linear(hidden, *self.linear["transform"][0]))
-        return F.linear(self.norm(2 * self.layers + 1, hidden), self.word, self.decoder_bias)
+        return self.norm(2 * self.layers + 1, hidden)
+
+    def decode(self, hidden: Tensor) -> Tensor:
+        """Logits (..., vocabulary) of what the decoder sees (..., d)."""
+        return F.linear(hidden, self.word, self.decoder_bias)
 
     def _after_attention(self, number: int, gathered: Tensor, hidden: Tensor) -> Tensor:
         attended = self._drop(F.linear(gathered, *self.linear["attention_out"][number]))
@@ -181,8 +198,7 @@ def encode(
         (batch, k, vocabulary), or (batch, tokens, vocabulary) without `positions`.
     """
     bert = Bert(tensors, form, training)
-    mask = document_mask(documents, bert.word.dtype)
-    return bert.predict(bert.before_last(input_ids, segment_ids, mask), positions, mask)
+    return bert.decode(bert.before_decoder(input_ids, positions, segment_ids, documents))
 
 
 def take_positions(hidden: Tensor, positions: Tensor) -> Tensor:

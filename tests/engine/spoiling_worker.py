@@ -39,19 +39,19 @@ SPOILT = {"loss": lambda loss: loss * math.nan, "gradient": InfiniteGradient.app
 def spoiling(trainer_module, rank: int):
     """Let jobs spoil steps; returns a function that takes the next job."""
     plan, now = {}, [0]
-    dropout_seed, masked_lm_loss = trainer_module.dropout_seed, loss_module.masked_lm_loss
+    dropout_seed, decoder_loss = trainer_module.dropout_seed, loss_module.decoder_loss
 
     def remember_step(*keys):
         now[0] = keys[1] + 1
         return dropout_seed(*keys)
 
-    def spoiled_loss(logits, labels):
-        loss, accuracy = masked_lm_loss(logits, labels)
+    def spoiled_loss(*inputs):
+        loss, accuracy = decoder_loss(*inputs)
         if rank == 1 and loss.requires_grad and now[0] in plan.get("steps", []):
             loss = SPOILT[plan["spoil"]](loss)
         return loss, accuracy
 
-    trainer_module.dropout_seed, loss_module.masked_lm_loss = remember_step, spoiled_loss
+    trainer_module.dropout_seed, loss_module.decoder_loss = remember_step, spoiled_loss
 
     def take(job: dict) -> None:
         plan.clear()
