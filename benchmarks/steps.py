@@ -91,7 +91,6 @@ def random_bert(shape: BertShape, device: str) -> BertForMaskedLM:
         max_position_embeddings=shape.positions,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        attn_implementation="sdpa" if device == "cuda" else "eager",
     )
     return BertForMaskedLM(config).to(device).train()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.compaction.model import CompactedBert, is_compactor
 from pipeline.compaction.stacks import STACKS, Stack
+from pipeline.models.attention import attention
 from pipeline.models.encoder import take_positions
 
 Linear = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -78,11 +79,7 @@ class ChainedBert(nn.Module):
         """What the heads of a layer gather: (batch, tokens, d) -> (batch, tokens, d)."""
         projections = (chain(linear, hidden) for linear in qkv)
         query, key, value = (part.unflatten(-1, (self.form.heads, -1)).transpose(1, 2) for part in projections)
-        if self.form.fused_attention:
-            gathered = F.scaled_dot_product_attention(query, key, value, scale=self.form.score_scale)
-        else:
-            gathered = torch.softmax(query @ key.mT * self.form.score_scale, dim=-1) @ value
-        return gathered.transpose(1, 2).flatten(2)
+        return attention(query, key, value, self.form.score_scale).transpose(1, 2).flatten(2)
 
     def _norms(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
         """Gain and bias of each LayerNorm."""

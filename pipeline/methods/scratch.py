@@ -14,7 +14,6 @@ from pipeline.models.huggingface import shape_of
 from pipeline.models.plain import PlainBert
 from pipeline.recipe import Recipe
 from pipeline.teacher_files import new_shape
-from pipeline.teachers import attention_kernel
 
 BERT_BASE_HIDDEN, BERT_BASE_RANGE = 768, 0.02
 """BERT's standard deviation of initial weights is right for its width; other widths are scaled to equal outputs."""
@@ -61,7 +60,6 @@ def _config(recipe: Recipe, vocab_size: int) -> BertConfig:
         max_position_embeddings=shape.positions,
         hidden_dropout_prob=recipe.train.dropout,
         attention_probs_dropout_prob=recipe.train.dropout,
-        attn_implementation=attention_kernel(),
     )
 
 

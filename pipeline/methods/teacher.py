@@ -4,7 +4,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from pipeline.errors import UserError
 from pipeline.recipe import Recipe
-from pipeline.teachers import attention_kernel, fit_vocabulary, load_teacher
+from pipeline.teachers import fit_vocabulary, load_teacher
 
 
 def teacher_of(recipe: Recipe, vocab_size: int, dropout: float) -> tuple[BertForMaskedLM, bool, list[str]]:
@@ -26,5 +26,5 @@ def teacher_of(recipe: Recipe, vocab_size: int, dropout: float) -> tuple[BertFor
 
 def new_bert(config: BertConfig) -> BertForMaskedLM:
     """A BERT without values to start from."""
-    model: BertForMaskedLM = BertForMaskedLM._from_config(config, attn_implementation=attention_kernel())
+    model: BertForMaskedLM = BertForMaskedLM(config)
     return model

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.models.attention import attention
 from pipeline.models.norm import LayerNorms
 
 SHAPES = {
@@ -58,7 +59,6 @@ class Form:
         activation: of the FFNs and of the MLM head.
         dropout: of hidden states, in training.
         attention_dropout: of attention's weights, in training.
-        fused_attention: torch's fused kernel; plain products otherwise.
     """
 
     tables: tuple[int, int, int]
@@ -68,7 +68,6 @@ class Form:
     activation: Callable[[Tensor], Tensor]
     dropout: float
     attention_dropout: float
-    fused_attention: bool
 
 
 class Bert:
@@ -116,13 +115,7 @@ class Bert:
         """What the heads of a layer gather: (batch, tokens, d) -> (batch, tokens, a)."""
         # In this order the gradients of the three are written below one another at once.
         query, key, value = (part.transpose(1, 2) for part in self.projections(number, hidden).unbind(2))
-        scale = self.form.score_scale
-        if self.form.fused_attention:
-            gathered = F.scaled_dot_product_attention(query, key, value, mask, self.attention_dropout, scale=scale)
-        else:
-            scores = (query * scale) @ key.mT  # queries are fewer numbers than scores
-            weights = torch.softmax(scores if mask is None else scores + mask, dim=-1)
-            gathered = F.dropout(weights, self.attention_dropout, self.attention_dropout > 0) @ value
+        gathered = attention(query, key, value, self.form.score_scale, mask, self.attention_dropout)
         return gathered.transpose(1, 2).flatten(2)
 
     def before_last(self, input_ids: Tensor, segment_ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

@@ -13,9 +13,6 @@ from transformers.activations import ACT2FN
 from pipeline.models.encoder import Form, Tensors
 from pipeline.shapes import BertShape
 
-FUSED = "sdpa"
-"""transformers' name for torch's fused attention."""
-
 
 def shape_of(config: BertConfig) -> BertShape:
     """The sizes in a Hugging Face BERT configuration."""
@@ -39,7 +36,6 @@ def form_of(config: BertConfig) -> Form:
         activation=ACT2FN[activation] if isinstance(activation, str) else activation,
         dropout=config.hidden_dropout_prob,
         attention_dropout=config.attention_probs_dropout_prob,
-        fused_attention=config._attn_implementation == FUSED,
     )
 
 

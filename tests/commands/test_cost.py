@@ -23,7 +23,7 @@ from pipeline.recipe import Recipe, load_recipe
 from pipeline.shapes import BertShape
 from pipeline.teacher_files import resolve_student
 from tests.support import ROOT
-from tests.support.models import close_random_gates, compacted, random_teacher, token_batch
+from tests.support.models import close_random_gates, compacted, random_teacher, token_batch, use_attention
 
 # layers, hidden, heads, intermediate of the teacher; hidden and intermediate of the student.
 SIZES = [(1, 24, 3, 96, 12, 48), (3, 20, 5, 60, 10, 24), (2, 16, 2, 64, 6, 62)]
@@ -35,8 +35,6 @@ def build(layers, hidden, heads, intermediate, student_hidden, student_intermedi
     """The models of a step: variant -> module, with teacher and student for the distilled ones."""
     teacher = random_teacher(layers, hidden, heads, intermediate=intermediate)
     student = random_teacher(layers, student_hidden, heads, intermediate=student_intermediate)
-    for model in (teacher, student):
-        model.set_attn_implementation("eager")  # torch does not count inside its fused kernels
     wide = compacted(copy.deepcopy(teacher), student_hidden, student_hidden // heads, "dim", student_intermediate)
     narrow = copy.deepcopy(wide)
     close_random_gates(narrow)
@@ -73,7 +71,8 @@ def optimizer_step(variant, models, parts=2):
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_step_does_as_many_products_as_counted(variant, sizes):
+def test_a_step_does_as_many_products_as_counted(variant, sizes, monkeypatch):
+    use_attention(monkeypatch, fused=False)  # torch does not count inside its fused kernels
     models = build(*sizes)
     teacher, student = shape_of(models["teacher"].config), shape_of(models["student"].config)
     with FlopCounterMode(display=False) as counter:
@@ -225,7 +224,7 @@ def kept_for_backward(layers: int, windows: int, form: str) -> int:
     if form == "gates closing":
         tensors[GATE] = model.gates.of("residual")[0]
     # No dropout of attention: the fused kernels of GPUs keep nothing of it, those of CPUs cannot.
-    running = replace(model.form, fused_attention=True, dropout=0.1)
+    running = replace(model.form, dropout=0.1)
     kept, own = {}, {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
 
     def keep(tensor):
@@ -240,7 +239,8 @@ def kept_for_backward(layers: int, windows: int, form: str) -> int:
 
 
 @pytest.mark.parametrize("form,documented_bytes", [("gates closing", 30_776), ("narrowed", 6_968)])
-def test_the_documented_memory_of_a_micro_batch_is_what_autograd_keeps(form, documented_bytes):
+def test_the_documented_memory_of_a_micro_batch_is_what_autograd_keeps(form, documented_bytes, monkeypatch):
+    use_attention(monkeypatch, fused=True)
     per_window = [kept_for_backward(layers, 2, form) - kept_for_backward(layers, 1, form) for layers in (1, 2)]
     assert (per_window[1] - per_window[0]) / 128 == pytest.approx(documented_bytes, rel=0.02)
     rows = [line for line in (ROOT / "docs" / "cost.md").read_text(encoding="utf-8").splitlines() if form in line]

@@ -11,11 +11,10 @@ from safetensors.torch import load_file
 
 from pipeline.models.encoder import encode
 from pipeline.models.plain import PlainBert
-from tests.support.models import compacted, random_teacher, token_batch
+from tests.support.models import compacted, random_teacher, token_batch, use_attention
 from tests.support.runs import prepare, recipe_values, run_train_worker, train_command, write_recipe
 
 DOCUMENTS = torch.tensor([[0] * 6 + [1] * 7 + [2] * 3, [0] * 16, [0] + [1] * 15, list(range(16))])
-KERNELS = ("eager", "sdpa")
 
 
 def naive_logits(bert, ids):
@@ -39,14 +38,14 @@ def naive_logits(bert, ids):
     return bert.cls(hidden)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("kind", ["plain", "compacted"])
 @torch.no_grad()
-def test_attention_stays_within_documents(kernel, kind):
+def test_attention_stays_within_documents(fused, kind, monkeypatch):
     bert, ids = random_teacher().double().eval(), token_batch()
     expected = naive_logits(bert, ids)
     together = bert(input_ids=ids).logits
-    bert.set_attn_implementation(kernel)
+    use_attention(monkeypatch, fused)
     model = PlainBert(bert) if kind == "plain" else compacted(bert, 12, 4, "dim").eval()
     apart = encode(model(), model.form, ids, documents=DOCUMENTS)
     assert float((apart - expected).abs().max()) <= 1e-12
@@ -54,12 +53,12 @@ def test_attention_stays_within_documents(kernel, kind):
     assert all(float((apart[row] - together[row]).abs().max()) > 0.1 for row in (0, 2, 3))
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_nothing_leaks_in_any_precision(kernel, dtype):
+def test_nothing_leaks_in_any_precision(fused, dtype, monkeypatch):
     """Another neighbour changes not a bit of a document, nor of the gradient of its loss."""
     bert = random_teacher()
-    bert.set_attn_implementation(kernel)
+    use_attention(monkeypatch, fused)
     model = compacted(bert, 12, 4, "dim").to(dtype)
     found = []
     for seed in (1, 2):

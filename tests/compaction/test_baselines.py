@@ -14,7 +14,14 @@ from pipeline.compaction.model import is_compactor
 from pipeline.models.encoder import Bert, encode
 from pipeline.models.loss import masked_lm_loss
 from pipeline.models.plain import PlainBert
-from tests.support.models import close_random_gates, compacted, random_teacher, randomise_compactors, token_batch
+from tests.support.models import (
+    close_random_gates,
+    compacted,
+    random_teacher,
+    randomise_compactors,
+    token_batch,
+    use_attention,
+)
 
 
 def batch(seed):
@@ -31,10 +38,10 @@ def composed_loss(model, seed):
 
 
 @pytest.mark.parametrize("layers,hidden,heads,seed", [(1, 12, 2, 0), (2, 24, 3, 1), (3, 20, 5, 2)])
-@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
-def test_chained_has_the_loss_and_gradients_of_composed(layers, hidden, heads, seed, kernel):
+@pytest.mark.parametrize("fused", [True, False])
+def test_chained_has_the_loss_and_gradients_of_composed(layers, hidden, heads, seed, fused, monkeypatch):
     teacher = random_teacher(layers, hidden, heads, seed=seed)
-    teacher.set_attn_implementation(kernel)
+    use_attention(monkeypatch, fused)
     composed = compacted(teacher, heads * 2, 2, "dim").double()
     randomise_compactors(composed, seed=seed)
     chained = ChainedBert(composed)

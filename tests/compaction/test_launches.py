@@ -18,7 +18,7 @@ from pipeline.compaction.fold import open_indices
 from pipeline.engine.micro_step import MicroStep
 from pipeline.models.loss import masked_lm_of
 from pipeline.models.plain import PlainBert
-from tests.support.models import close_random_gates, compacted, random_teacher, token_batch
+from tests.support.models import close_random_gates, compacted, random_teacher, token_batch, use_attention
 
 LAYERS = 12
 NO_LAUNCH = {
@@ -69,7 +69,7 @@ def model_of(form):
 def launches(form, dropout=0.0, apart=False):
     """What a step launches that is not the first."""
     model = model_of(form)
-    running = replace(model.form, fused_attention=True, dropout=dropout)
+    running = replace(model.form, dropout=dropout)
     batch = named((token_batch(batch=2), token_batch(vocab=16, batch=2, tokens=3), token_batch(batch=2, tokens=3)))
     if apart:
         batch["documents"] = (torch.arange(16) // 5).expand(2, -1)
@@ -91,6 +91,7 @@ def launches(form, dropout=0.0, apart=False):
 def test_a_step_launches_as_many_as_were_counted(form, case, monkeypatch):
     # GPUs take this operation for dropout; CPUs put it together from several.
     monkeypatch.setattr(F, "dropout", lambda inputs, p, training=True: torch.native_dropout(inputs, p, training)[0])
+    use_attention(monkeypatch, fused=True)
     counts = launches(form, dropout=0.1 * (case == 1), apart=case == 2)
     # Other versions of torch may differ in a few.
     assert 0.97 * COUNTED[form][case] <= counts.total() <= COUNTED[form][case], counts

@@ -9,7 +9,7 @@ from pipeline.models.encoder import SHAPES, encode
 from pipeline.models.huggingface import bert_of, form_of, tensors_of
 from pipeline.models.loss import masked_lm_loss
 from pipeline.models.plain import PlainBert
-from tests.support.models import random_teacher, token_batch
+from tests.support.models import random_teacher, token_batch, use_attention
 
 ACTIVATIONS = ["gelu", "gelu_new", "relu", "silu", "gelu_pytorch_tanh", "quick_gelu", "tanh"]
 
@@ -39,12 +39,11 @@ def test_every_activation(activation):
 
 
 @pytest.mark.parametrize("heads,head_size", [(2, 16), (3, 43), (1, 64), (2, 64), (12, 16)])
-@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
-def test_every_head_size_and_both_kernels(heads, head_size, kernel):
+@pytest.mark.parametrize("fused", [True, False])
+def test_every_head_size_and_both_kernels(heads, head_size, fused, monkeypatch):
     model = configured(hidden_size=heads * head_size, num_attention_heads=heads, intermediate_size=70)
-    model.set_attn_implementation(kernel)
+    use_attention(monkeypatch, fused)
     form = form_of(model.config)
-    assert form.fused_attention == (kernel == "sdpa")
     ids = token_batch()
     assert worst(encode(tensors_of(model), form, ids), model(input_ids=ids).logits) <= 1e-5
 
@@ -87,10 +86,10 @@ def test_one_layer_and_segments():
     assert worst(encode(tensors_of(model), form_of(model.config), ids, segment_ids=segments), expected) <= 1e-5
 
 
-@pytest.mark.parametrize("kernel", ["eager", "sdpa"])
-def test_documents_apart_see_nothing_of_each_other(kernel):
+@pytest.mark.parametrize("fused", [True, False])
+def test_documents_apart_see_nothing_of_each_other(fused, monkeypatch):
     model, ids = configured().double(), token_batch(batch=2)
-    model.set_attn_implementation(kernel)
+    use_attention(monkeypatch, fused)
     tensors, form = tensors_of(model), form_of(model.config)
     documents = (torch.arange(16) >= 6).long().expand_as(ids)
     apart = encode(tensors, form, ids, documents=documents)

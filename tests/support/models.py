@@ -4,6 +4,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from pipeline.compaction.model import CompactedBert
+from pipeline.models import attention
 from pipeline.models.encoder import encode
 from pipeline.models.plain import PlainBert
 from pipeline.shapes import BertShape, Strategy
@@ -32,6 +33,11 @@ def random_teacher(
             elif "embeddings" not in name:
                 parameter.copy_(torch.randn_like(parameter) / parameter.shape[1] ** 0.5)
     return model
+
+
+def use_attention(monkeypatch, fused: bool) -> None:
+    """Attention through the fused kernel, or as plain products, whatever is faster here."""
+    monkeypatch.setattr(attention, "fused_is_faster", lambda query, dropout: fused)
 
 
 def compacted(
