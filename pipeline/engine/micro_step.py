@@ -194,9 +194,9 @@ class Recording:
             name: torch.zeros_like(leaf, dtype=accumulation_dtype(leaf.dtype), requires_grad=False)
             for name, leaf in self._learning.items()
         }
-        device = next(iter(self._leaves.values())).device
-        self._scale = torch.ones((), device=device)
-        self.result = torch.zeros(2, device=device)
+        any_leaf = next(iter(self._leaves.values()))
+        self._scale = torch.ones((), device=any_leaf.device)
+        self.result = any_leaf.new_zeros(2, dtype=accumulation_dtype(any_leaf.dtype), requires_grad=False)
         self._replay = self._capture()
 
     def fits(self, leaves: Tensors) -> bool:

@@ -25,7 +25,7 @@ from pipeline.engine.clipping import prepare_step
 from pipeline.engine.optimizer import build_optimizer
 from pipeline.engine.readback import Readback
 
-GROUPS = 5
+GROUPS = 3
 """Of the optimizer's parameters, in a narrowed model."""
 TENSORS = 27
 """Parameters of a narrowed model."""
