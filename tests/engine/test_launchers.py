@@ -18,8 +18,8 @@ from pipeline.engine.checkpoint import newest_complete, step_of
 from pipeline.launch import free_port
 from pipeline.records import read_json_lines
 from tests.engine.faults.harness import differences
-from tests.engine.faults.processes import TRAIN, Job, environment, launch, wait_until
-from tests.slurm.test_slurm import cluster  # noqa: F401
+from tests.engine.faults.processes import TRAIN, Job, launch, wait_until
+from tests.slurm.cluster import cluster
 from tests.support import ROOT
 from tests.support.runs import prepare, recipe_values, train_command, write_recipe
 
@@ -94,14 +94,12 @@ def test_the_launchers_of_two_nodes_of_a_hostfile_train_the_same(inputs, trained
 
 
 @pytest.mark.slow
-def test_srun_trains_the_same(cluster, inputs, trained, tmp_path):  # noqa: F811
+def test_srun_trains_the_same(inputs, trained, tmp_path):
     command = ["srun", "--nodes=2", "--ntasks-per-node=1", sys.executable, str(TRAIN)]
-    variables = {
-        **environment(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port())),
-        "SLURM_CONF": cluster["SLURM_CONF"],
-    }
     command += train_command(inputs, tmp_path / "run")
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
+    with cluster(nodes=2) as slurm:
+        variables = {**slurm.variables, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert differences(tmp_path / "run", trained) == []
 
