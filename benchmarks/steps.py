@@ -33,7 +33,7 @@ from pipeline.engine.optimizer import build_optimizer, parameter_groups
 from pipeline.errors import UserError
 from pipeline.methods.scratch import BERT_BASE_HIDDEN, BERT_BASE_RANGE
 from pipeline.models.encoder import Bert, Form, Tensors, encode
-from pipeline.models.loss import LossOf, masked_lm_loss, masked_lm_of
+from pipeline.models.loss import LossOf, decoder_loss, masked_lm_loss, masked_lm_of
 from pipeline.models.plain import PlainBert
 from pipeline.shapes import BertShape
 
@@ -229,7 +229,9 @@ def forward_and_backward(model: nn.Module, micro_step: MicroStep, batches: list[
 def loss_of_variant(variant: Variant, model: nn.Module, teacher: PlainBert | None = None) -> LossOf:
     """What a row trains on; the distilled ones need the teacher."""
     if isinstance(model, ChainedBert):
-        return lambda _, batch: masked_lm_loss(model(batch["input_ids"], batch["positions"]), batch["labels"])
+        return lambda _, batch: decoder_loss(
+            model.before_decoder(batch["input_ids"], batch["positions"]), *model.decoder(), batch["labels"]
+        )
     assert isinstance(model, (PlainBert, CompactedBert))
     form: Form = model.form
     if variant not in DISTILLED:

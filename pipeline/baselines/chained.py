@@ -52,6 +52,14 @@ class ChainedBert(nn.Module):
 
     def forward(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
         """(batch, tokens), (batch, k) -> MLM logits (batch, k, vocab); everywhere without `positions`."""
+        return F.linear(self.before_decoder(input_ids, positions), *self.decoder())
+
+    def decoder(self) -> tuple[Tensor, Tensor]:
+        """Weight (vocab, d) and bias (vocab,)."""
+        return self.get_parameter("tables").split(self.form.tables)[0], self.get_parameter("decoder_bias")
+
+    def before_decoder(self, input_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        """(batch, tokens), (batch, k) -> what the decoder sees (batch, k, d); everywhere without `positions`."""
         word, position, segment = self.get_parameter("tables").split(self.form.tables)
         compactor = self.get_parameter("tables_column_compactor")
         summed = F.embedding(input_ids, word) + position[: input_ids.shape[1]] + segment[0]
@@ -66,7 +74,7 @@ class ChainedBert(nn.Module):
         if positions is not None:
             hidden = take_positions(hidden, positions)
         hidden = self._norm(self.form.activation(chain(transform[0], hidden)), next(self._norms("transform_norm")))
-        return F.linear(F.linear(hidden, compactor.T), word, self.get_parameter("decoder_bias"))
+        return F.linear(hidden, compactor.T)
 
     def _linears(self, stack: Stack) -> list[Linear]:
         """The linear layers of a stack; Q, K and V of a layer follow one another."""

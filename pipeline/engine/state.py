@@ -2,7 +2,7 @@
 
 It knows nothing of ranks, ZeRO stages or precisions, so the same files serve resuming anywhere, folding, and any
 other tool. At stages 1 to 3 DeepSpeed's public `safe_get_*` and `safe_set_*` reach the fp32 state; at stage 0 torch's
-optimizer holds it, in the order of the parameter groups.
+optimizer holds it, in the order of the names in its parameter groups.
 """
 
 from typing import Any

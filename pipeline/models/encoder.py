@@ -1,11 +1,12 @@
 """BERT as a function of tensors.
 
 A BERT is some twenty tensors, those of all layers stacked, and a few numbers (`Form`) that no tensor tells. Whoever has
-tensors, a teacher's, composed ones, a student's, gets logits of them here, and nowhere else:
+tensors, a teacher's, composed ones, a student's, runs them here, and nowhere else:
 
-1. `embed`    word + position + segment, LayerNorm, dropout;
-2. `layer`    Q, K and V in one product, attention, FFN, each followed by residual sum and LayerNorm;
-3. `decode`   logits of what the MLM head's transform has left.
+1. `embed`           word + position + segment, LayerNorm, dropout;
+2. `layer`           Q, K and V in one product, attention, FFN, each followed by residual sum and LayerNorm;
+3. `before_decoder`  all of that and the MLM head's transform;
+4. `decode`          logits.
 
 The last layer's FFN and the MLM head are computed where something is predicted and nowhere else.
 

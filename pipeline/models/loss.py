@@ -14,8 +14,8 @@ LossOf = Callable[[Tensors, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 """From the tensors of a BERT and a batch to the loss, a mean over the batch, and the accuracy of what is predicted."""
 _CACHED_BYTES = 2**20
 """Of logits that a CPU works on at a time: they stay in its cache."""
-_FP16_FACTOR = 2.0**12
-"""On probabilities in fp16, the small ones of which would be 0 without."""
+_FP16_FACTOR, _FP16_SUM = 2.0**4, 2.0**12
+"""On probabilities in fp16, where small ones would be 0 without, and the most that all rows have of it."""
 
 
 def masked_lm_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,22 +30,28 @@ def masked_lm_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def accuracy_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of positions at which the largest logit is the label's."""
-    return (logits.detach().argmax(-1) == labels).float().mean()
+    """Share of positions at which the label's logit is the largest; one that another logit equals counts half."""
+    known, labels = logits.detach(), labels[..., None]
+    return _accuracy(known.gather(-1, labels), known.scatter(-1, labels, -torch.inf).amax(-1, keepdim=True))
+
+
+def _accuracy(of_labels: Tensor, of_others: Tensor) -> Tensor:
+    """Of the labels' logits and the largest of all others, both less what they share. Half precision has many ties."""
+    return torch.heaviside(of_labels - of_others, of_labels.new_full((), 0.5)).to(torch.float32).mean()
 
 
 def decoder_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """`masked_lm_loss` of the decoder's logits, hidden @ weight.T + bias, which lie in memory once.
+    """`masked_lm_loss` of the decoder's logits, hidden @ weight.T + bias, which are kept once.
 
-    The logits are most of a small BERT's memory, and passing over them a good part of its time: a CPU takes a fifth
-    less for a whole step with 2 layers of 192 than through `masked_lm_loss`. A label that shares the largest logit with
-    others counts half.
+    The logits are most of a small BERT's memory, and passing over them a good part of its time: with 2,432 positions,
+    192 dimensions and 30,522 words one core of an Intel Xeon takes 0.65 s forward and backward, and 0.91 s through
+    `masked_lm_loss` in fp32. It can be differentiated once.
 
     Args:
         hidden: (batch, k, d), see `Bert.before_decoder`.
         weight: (vocab, d).
         bias: (vocab,).
-        labels: (batch, k).
+        labels: (batch, k), every one of which counts.
     """
     losses: tuple[Tensor, Tensor] = _DecoderLoss.apply(hidden.flatten(0, 1), weight, bias, labels.reshape(-1, 1))
     return losses
@@ -57,7 +63,8 @@ class _DecoderLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         logits = F.linear(hidden, weight, bias)
-        wide, factor = accumulation_dtype(logits.dtype), _FP16_FACTOR if logits.dtype == torch.float16 else 1.0
+        wide, count = accumulation_dtype(logits.dtype), len(logits)
+        factor = min(_FP16_FACTOR, _FP16_SUM / count) if logits.dtype == torch.float16 else 1.0
         rows, learns = _rows_at_once(logits), any(ctx.needs_input_grad)
         of_labels, of_others, by_bias = [], [], None
         for part, label in zip(logits.split(rows), labels.split(rows), strict=True):
@@ -72,10 +79,10 @@ class _DecoderLoss(torch.autograd.Function):
                 by_bias = gradient.sum(0) if by_bias is None else by_bias.add_(gradient.sum(0))
                 part.copy_(gradient)
         own, best = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in (of_labels, of_others))
-        loss, accuracy = -own.mean(), torch.heaviside(own - best, own.new_full((), 0.5)).mean()
+        loss, accuracy = -own.mean(), _accuracy(own, best)
         if learns:
             ctx.save_for_backward(hidden, weight, logits, by_bias)
-            ctx.scaled = len(hidden) * factor
+            ctx.scaled = factor * count
         ctx.mark_non_differentiable(accuracy)
         ctx.set_materialize_grads(False)
         return loss, accuracy
@@ -83,9 +90,12 @@ class _DecoderLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upward: Any) -> tuple[Tensor | None, ...]:
         hidden, weight, gradient, by_bias = ctx.saved_tensors
-        scale = upward[0] / ctx.scaled
-        by_weight = gradient.T @ (hidden * scale)
-        return (gradient @ weight) * scale, by_weight, (by_bias * scale).to(weight.dtype), None
+        scale = (upward[0] / ctx.scaled).view(1)  # without a dimension, a GPU would round it to half precision
+
+        def scaled(tensor: Tensor) -> Tensor:
+            return torch.mul(tensor, scale, out=torch.empty_like(tensor, dtype=weight.dtype))
+
+        return scaled(gradient @ weight), scaled(gradient.T @ hidden), scaled(by_bias), None
 
 
 def _rows_at_once(logits: Tensor) -> int:

@@ -17,7 +17,7 @@ from pipeline.compaction.fold import open_indices
 from pipeline.cost import VARIANTS, Batch, compactor_macs, run_cost, sent_elements, step_macs, trained_parameters
 from pipeline.models.encoder import GATE, Bert, encode
 from pipeline.models.huggingface import shape_of
-from pipeline.models.loss import masked_lm_loss
+from pipeline.models.loss import decoder_loss, masked_lm_of
 from pipeline.models.plain import PlainBert
 from pipeline.recipe import Recipe, load_recipe
 from pipeline.shapes import BertShape
@@ -46,14 +46,15 @@ def build(layers, hidden, heads, intermediate, student_hidden, student_intermedi
 def loss_of(variant, models, tensors, ids, positions, labels):
     """The loss of a micro-batch; `tensors` are those of the model that learns."""
     if variant == "chained":
-        return masked_lm_loss(models["chained"](ids, positions), labels)[0]
+        chained = models["chained"]
+        return decoder_loss(chained.before_decoder(ids, positions), *chained.decoder(), labels)[0]
+    batch = {"input_ids": ids, "positions": positions, "labels": labels}
     form, teacher = models[LEARNS.get(variant, variant)].form, models["teacher"]
     if variant == "kd":
-        batch = {"input_ids": ids, "positions": positions, "labels": labels}
         return distillation_of(form, teacher(), teacher.form)(tensors, batch)[0]
     if variant == "minilm":
         return minilm_loss(Bert(tensors, form), Bert(teacher(), teacher.form), ids, relation_heads=2)
-    return masked_lm_loss(encode(tensors, form, ids, positions), labels)[0]
+    return masked_lm_of(form, training=True)(tensors, batch)[0]
 
 
 def optimizer_step(variant, models, parts=2):

@@ -1,0 +1,73 @@
+"""The loss of the decoder against the plain one, which has all logits before it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pipeline.models import loss
+from pipeline.models.loss import accuracy_of, decoder_loss, masked_lm_loss
+
+
+def inputs(batch=3, predicted=7, hidden=12, vocab=61, dtype=torch.float64, seed=0):
+    """Hidden states, weight, bias and labels; logits that differ by several units."""
+    torch.manual_seed(seed)
+    tensors = torch.randn(batch, predicted, hidden), torch.randn(vocab, hidden), torch.randn(vocab)
+    labels = torch.randint(vocab, (batch, predicted))
+    return *(tensor.to(dtype).requires_grad_() for tensor in tensors), labels
+
+
+def gradients(of_loss, tensors, scale=1.0):
+    return torch.autograd.grad(of_loss, tensors, torch.full_like(of_loss, scale))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 21, 100])
+@pytest.mark.parametrize("shape", [(3, 7, 12, 61), (1, 1, 5, 2), (2, 9, 3, 200)])
+def test_loss_accuracy_and_gradients_are_the_plain_ones(rows, shape, monkeypatch):
+    *tensors, labels = inputs(*shape, seed=rows)
+    labels[0, 0] = F.linear(*tensors)[0, 0].argmax()  # not every prediction is wrong
+    monkeypatch.setattr(loss, "_rows_at_once", lambda logits: rows)
+    expected, accuracy = masked_lm_loss(F.linear(*tensors), labels)
+    found, right = decoder_loss(*tensors, labels)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    known = float((F.linear(*tensors).argmax(-1) == labels).double().mean())
+    assert float(right) == pytest.approx(float(accuracy)) == pytest.approx(known)
+    assert known > 0 and not right.requires_grad
+    wanted, got = gradients(expected, tensors, 3.5), gradients(found, tensors, 3.5)
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        assert [float(value) for value in decoder_loss(*tensors, labels)] == [float(found), float(right)]
+
+
+HALF = [(torch.bfloat16, 1.0), (torch.bfloat16, 1 / 3), *((torch.float16, 2.0**power) for power in (4, 8, 16))]
+
+
+@pytest.mark.parametrize("dtype,scale", HALF)
+def test_half_precision_is_as_close_to_the_truth_as_the_plain_loss(dtype, scale):
+    *tensors, labels = inputs(8, 19, 32, 3000, dtype, seed=1)
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    truth = gradients(masked_lm_loss(F.linear(*exact), labels)[0], exact)
+    plain = gradients(masked_lm_loss(F.linear(*tensors), labels)[0], tensors, scale)
+    found = gradients(decoder_loss(*tensors, labels)[0], tensors, scale)
+    for name, one, other, true in zip(("hidden", "weight", "bias"), found, plain, truth, strict=True):
+        ours, theirs = ((gradient.double() / scale - true).norm() for gradient in (one, other))
+        assert one.dtype == dtype and ours <= 1.2 * theirs and ours <= 0.01 * true.norm(), name
+
+
+def test_a_tie_counts_half():
+    hidden, labels = torch.ones(1, 4, 1), torch.tensor([[0, 1, 2, 0]])
+    weight, bias = torch.zeros(3, 1), torch.tensor([2.0, 2.0, 1.0])
+    for accuracy in (
+        decoder_loss(hidden, weight, bias, labels)[1],
+        accuracy_of(F.linear(hidden, weight, bias), labels),
+    ):
+        assert float(accuracy) == pytest.approx((0.5 + 0.5 + 0 + 0.5) / 4)
+
+
+def test_fp16_loses_neither_small_probabilities_nor_large_weights():
+    hidden, bias, labels = torch.ones(1, 2, 4).half(), torch.zeros(5).half(), torch.tensor([[1, 2]])
+    weight = torch.zeros(5, 4).half()
+    weight[0, 0], weight[1, 0] = 16, -16
+    hidden.requires_grad_()
+    found = torch.autograd.grad(decoder_loss(hidden, weight, bias, labels)[0], hidden, torch.tensor(256.0))[0]
+    assert float(found[0, 0, 0]) == pytest.approx(256 * 16, rel=1e-3)
