@@ -114,7 +114,7 @@ def test_the_table_of_the_demo_is_that_of_its_results():
 
 def test_the_table_of_steps_is_that_of_both_machines():
     machines = [
-        results(f"{name}")["rows"] for name in ("2026-11-23_step_time_192_16k", "2026-11-27_step_time_192_h200")
+        results(f"{name}")["rows"] for name in ("2026-11-27_step_time_192_16k", "2026-11-27_step_time_192_h200")
     ]
     shown = table("docs/cost.md", "step")
     assert {name.replace(COMPILED, "_compiled") for name in shown} == machines[0].keys() | machines[1].keys()
@@ -137,10 +137,15 @@ def test_the_table_of_steps_is_that_of_both_machines():
 
 
 def test_the_sentences_on_narrowed_steps_say_what_was_measured():
-    cpu, h200 = (results(name)["rows"] for name in ("2026-11-23_step_time_192_16k", "2026-11-27_step_time_192_h200"))
+    cpu, h200 = (results(f"2026-11-27_step_time_192_{name}")["rows"] for name in ("16k", "h200"))
     faster, student = "times_faster_than_chained", "times_student_step"
     narrowed, compiled = h200["narrowed"], h200["narrowed_compiled"]
-    assert f"{cpu['narrowed'][faster]:.1f} times as fast as chained" in document("docs/cost.md")
+    assert f"is {cpu['narrowed'][faster]:.1f} times as fast as chained" in document("docs/cost.md")
+    assert f"Narrowed takes {cpu['narrowed'][student]:.2f} times the student's step" in document("docs/cost.md")
+    for name in ("chained", "student"):
+        assert f"{cpu[name]['utilisation']:.0%}".replace("%", " %") in document("docs/cost.md")
+    earlier = results("2026-11-23_step_time_192_16k")["rows"]["narrowed"][faster]
+    assert f"reached at an earlier commit with {earlier:.1f}" in document("docs/cost.md")
     assert f"{narrowed[faster]:.1f} times as fast as chained (compiled {compiled[faster]:.1f})" in document(
         "docs/cost.md"
     )
@@ -156,6 +161,19 @@ def test_the_sentences_on_narrowed_steps_say_what_was_measured():
         row = results(f"2026-11-23_step_time_{name}")["rows"]["narrowed"]
         linked = f"[{row[student]:.2f}](../benchmarks/results/2026-11-23_step_time_{name}.json)"
         assert linked in document("docs/cost.md")
+
+
+@pytest.mark.parametrize("name", ["192_16k", "192_4x4k"])
+def test_the_present_core_beside_the_one_before_it(name):
+    rows = results(f"2026-11-27_step_time_{name}_beside")["rows"]
+
+    def said(form: str, words: str = "") -> str:
+        least, most = rows[form]["times_as_fast_as_beside_range"]
+        return f"{rows[form]['times_as_fast_as_beside']:.2f}{words} ({least:.2f} to {most:.2f})"
+
+    text = document("docs/cost.md").split(f"step_time_{name}_beside.json")[1]
+    sentence = f"composed is {said('composed', ' times as fast')}, narrowed {said('narrowed')}, the student "
+    assert sentence + said("student") in text[:400]
 
 
 def test_runs_of_few_rounds_stay_in_the_documents():
@@ -190,14 +208,10 @@ def test_what_the_advice_counts():
         return step_macs("narrowed", TEACHER, STUDENT, batch) / step_macs("student", TEACHER, STUDENT, batch)
 
     text = document("docs/cost.md")
-    sizes = [(BertShape(2, 768, 12, 3072, 30522), BertShape(2, 192, 12, 768, 30522), Batch(128, 128, 19))]
-    sizes.append((TEACHER, STUDENT, Batch(480, 128, 19)))
-    now = {
-        form: [step_macs(form, t, s, b) / step_macs("student", t, s, b) for t, s, b in sizes]
-        for form in ("composed", "narrowed")
-    }
-    said = [" and ".join(f"{ratio:.2f}" for ratio in ratios) for ratios in now.values()]
-    assert f"the column would be {said[0]} for composed, and {said[1]} for narrowed" in text
+    batch = Batch(480, 128, 19)
+    plain = step_macs("student", TEACHER, STUDENT, batch)
+    composed, narrowed = (step_macs(form, TEACHER, STUDENT, batch) / plain for form in ("composed", "narrowed"))
+    assert f"it would be {composed:.2f} for composed, and {narrowed:.2f} for narrowed" in text
     assert f"a narrowed step is {ratio(960):.2f} times the student's step" in text
     assert f"{ratio(960 // 8):.2f} times the student's on 8 ranks and {ratio(960 // 64):.1f} times on 64" in text
     held = {name: trained_parameters(name, TEACHER, STUDENT) for name in ("composed", "narrowed", "student")}
@@ -267,23 +281,38 @@ def test_attention_beside_the_teachers_is_as_measured():
         assert shown[name] == ["-" if score is None else f"{score['mean']:.3f}" for score in scores]
 
 
+SCORES = {
+    "SST-2, accuracy": ("sst2", "accuracy"),
+    "MRPC, accuracy": ("mrpc", "accuracy"),
+    "RTE, accuracy": ("rte", "accuracy"),
+    "STS-B, Spearman": ("stsb", "spearman"),
+    "CoLA, Matthews": ("cola", "matthews"),
+    "SQuAD 1.1, F1": ("squad_v1", "f1"),
+    "SQuAD 1.1, exact match": ("squad_v1", "exact_match"),
+}
+"""Rows of the tables of scores."""
+
+
+def score_cell(score: dict) -> str:
+    return spread(score) if len(score["seeds"]) > 1 else f"{score['mean']:.3f}"
+
+
+def test_the_public_bert_scores_as_measured():
+    measured = results("2026-11-27_default_scores")["rows"][0]["tasks"]
+    shown = table("docs/evaluation.md", "public BERT, fine-tuned")
+    assert shown.keys() == SCORES.keys()
+    for name, (task, metric) in SCORES.items():
+        score = measured[task][metric]
+        assert shown[name] == [score_cell(score), str(len(score["seeds"]))]
+
+
 def test_the_demos_student_scores_as_measured():
     rows = {row["model"]: row["tasks"] for row in results("2026-11-27_student_scores")["rows"]}
     teacher, student = rows["shipped teacher (4 layers x 192)"], rows["WID student of the demo (4 layers x 108)"]
     shown = table("docs/evaluation.md", "demo's models")
-    metrics = {
-        "SST-2, accuracy": ("sst2", "accuracy"),
-        "MRPC, accuracy": ("mrpc", "accuracy"),
-        "RTE, accuracy": ("rte", "accuracy"),
-        "STS-B, Spearman": ("stsb", "spearman"),
-        "CoLA, Matthews": ("cola", "matthews"),
-        "SQuAD 1.1, F1": ("squad_v1", "f1"),
-        "SQuAD 1.1, exact match": ("squad_v1", "exact_match"),
-    }
-    assert shown.keys() == metrics.keys()
-    for name, (task, metric) in metrics.items():
-        scores = [tasks[task][metric] for tasks in (teacher, student)]
-        assert shown[name][:2] == [spread(s) if len(s["seeds"]) > 1 else f"{s['mean']:.3f}" for s in scores]
+    assert shown.keys() == SCORES.keys()
+    for name, (task, metric) in SCORES.items():
+        assert shown[name][:2] == [score_cell(tasks[task][metric]) for tasks in (teacher, student)]
 
 
 def test_the_hosts_milliseconds_are_as_measured():
