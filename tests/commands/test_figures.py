@@ -90,7 +90,7 @@ def test_the_comparison_counts_its_trainings_and_the_cost_of_folding_early():
 
 
 def test_the_table_of_the_demo_is_that_of_its_results():
-    measured = results("2026-11-22_demo")
+    measured = results("2026-11-27_demo")
     shown = list(table("docs/demo.md", "model").values())
     assert len(shown) == len(measured["rows"])
     for cells, row in zip(shown, measured["rows"].values(), strict=True):
