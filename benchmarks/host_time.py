@@ -4,7 +4,8 @@
 
 A BERT of 12 layers, 24 wide, is narrowed to 12 after a few steps; one window of 16 tokens a step, ZeRO 1, one rank on
 one thread of a CPU. There is no dropout, which a CPU puts together from several operations where a GPU has one. In
-every round an earlier revision and the files here train in turn, each in a process of its own.
+every round an earlier revision and the files here train in turn, each in a process of its own. The files here read
+ahead in another process, as they do on GPUs; the earlier revision can only do so in a thread.
 
 The milliseconds are those of `time_ms` in the runs' metrics.jsonl, without logging, evaluation and checkpoints: in each
 round the median over the logged steps of the narrowed model, then the median over rounds, with their range. The
@@ -41,6 +42,7 @@ NARROWED, LOG_EVERY = 4, 5
 """The step that narrows, and steps between two logged ones."""
 SETTLED = 20
 """From this step on the times count: what the narrowed model needs for the first time is there."""
+READER = ("--data.reader", "process")
 PHASES = ("data", "compaction", "forward", "backward", "agree", "optimizer", "other")
 
 
@@ -108,7 +110,8 @@ def measure(arguments: argparse.Namespace, trees: dict[str, Path], folder: Path)
             config = inputs.deepspeed(1, precision, WINDOWS)
             for place, (revision, tree) in enumerate(trees.items()):
                 name, run = f"{precision}, {revision}", f"{precision}_{place}_{number}"
-                command = inputs.command(run, config, script=(tree / "pipeline" / "train.py",))
+                options = READER if tree == ROOT else ()
+                command = inputs.command(run, config, *options, script=(tree / "pipeline" / "train.py",))
                 if errors := inputs.train({run: command}, at_once=1):
                     raise UserError(f"{name} cannot be measured: {errors[run]}")
                 found.setdefault(name, []).append(times_of(inputs.metrics(run)))
