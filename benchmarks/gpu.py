@@ -4,15 +4,16 @@
 
 1. `capture`: a micro-step recorded as a CUDA graph against the same one as it is: loss and gradients, in every form
    of the model, with and without dropout, with and without documents apart.
-2. `skip`: the trainer under ZeRO 0 to 3, one gradient made non-finite at full width and one after narrowing: parameters
+2. `loss`: the gradients of the decoder's loss in half precision against float64, at fp16's loss scales.
+3. `skip`: the trainer under ZeRO 0 to 3, one gradient made non-finite at full width and one after narrowing: parameters
    and moments must stay as they were, and the training go on.
-3. `zero`: the trainer under ZeRO 0 to 3, bf16 and fp16: trains, narrows, resumes, folds, and on which device.
-4. `steps` and `steps_double`: step times as of step_time.py, for 61,440 and 122,880 tokens; student and narrowed a
+4. `zero`: the trainer under ZeRO 0 to 3, bf16 and fp16: trains, narrows, resumes, folds, and on which device.
+5. `steps` and `steps_double`: step times as of step_time.py, for 61,440 and 122,880 tokens; student and narrowed a
    second time with the micro-step recorded.
-5. `trainer`: tokens/s of real runs of a teacher of BERT-base's shape at full width, closing and narrowed, and the share
+6. `trainer`: tokens/s of real runs of a teacher of BERT-base's shape at full width, closing and narrowed, and the share
    of the time that waits for data, for two sizes of the micro-batch.
-6. `profile`: kernels of one step of student and narrowed, as tables in a text file beside FILE.
-7. `compiled`: whether torch.compile still helps once the micro-step is recorded. Compiling takes a minute or two.
+7. `profile`: kernels of one step of student and narrowed, as tables in a text file beside FILE.
+8. `compiled`: whether torch.compile still helps once the micro-step is recorded. Compiling takes a minute or two.
 
 FILE is written anew after each section. Each says whether what it is about `holds`. One that raises has its `error`
 there and the others run; the exit code is 1 unless all hold. The sections before the last are meant to fit into
@@ -37,7 +38,7 @@ if not __package__:
 
 import torch
 
-from benchmarks import gpu_runs, gpu_steps
+from benchmarks import gpu_loss, gpu_runs, gpu_steps
 from benchmarks.gpu_steps import GPU, REHEARSAL, Result, Scale
 from pipeline.environment import measured
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
@@ -45,6 +46,7 @@ from pipeline.files import temporary_folder, write_atomically
 
 SECTIONS: dict[str, Callable[[Scale, Result, Path], bool]] = {
     "capture": gpu_steps.capture,
+    "loss": gpu_loss.loss,
     "skip": gpu_runs.skip,
     "zero": gpu_runs.zero,
     "steps": gpu_steps.steps,

@@ -24,7 +24,7 @@ def rehearse(monkeypatch, path, *sections: str) -> tuple[int, dict]:
 
 
 def test_what_runs_in_one_process_is_rehearsed(monkeypatch, tmp_path):
-    names = ("capture", "steps", "steps_double", "profile", "compiled")
+    names = ("capture", "loss", "steps", "steps_double", "profile", "compiled")
     code, found = rehearse(monkeypatch, tmp_path / "out.json", *names)
     assert code == 0 and all(section["holds"] for section in found.values())
     assert found["capture"]["compared"] == "eager with eager: a CPU records nothing"
