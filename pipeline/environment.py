@@ -18,7 +18,7 @@ from pipeline.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "deepspeed", "transformers", "tokenizers", "safetensors", "numpy", "tensorboard")
-SETTINGS = re.compile(r"(MALLOC|KMP|MKL|CUBLAS|PYTORCH(?!_NVML))_\w+|OMP_NUM_THREADS|GOMP_CPU_AFFINITY")
+SETTINGS = re.compile(r"(MALLOC|KMP|MKL|ONEDNN|ATEN|CUBLAS|PYTORCH(?!_NVML))_\w+|OMP_NUM_THREADS|GOMP_CPU_AFFINITY")
 """Environment variables that decide how fast the same code is. DeepSpeed sets PYTORCH_NVML_... itself."""
 
 

@@ -19,7 +19,7 @@ NOTHING = AskedSettings()
 ALL = AskedSettings(3.0, (32,), (3e-5,))
 
 
-WIDTHS = (256, 384, 576, 577)
+WIDTHS = (128, 256, 384, 576, 577)
 """The widest of each class."""
 
 
@@ -27,6 +27,7 @@ def test_every_task_has_a_default_and_narrow_models_a_higher_rate():
     assert default_settings("mrpc", 384, 128) == Settings(5.0, 32, 1e-4, 128)
     assert default_settings("mrpc", 257, 128) == default_settings("mrpc", 384, 128)
     assert default_settings("stsb", 108, 128) == Settings(10.0, 32, 3e-4, 128)
+    assert default_settings("stsb", 192, 128) == Settings(10.0, 32, 1e-4, 128)
     assert default_settings("sst2", 192, 64) == Settings(3.0, 32, 1e-4, 64)
     assert default_settings("mnli", 516, 128).learning_rate == 5e-5
     for name in GLUE_TASKS:
