@@ -43,6 +43,7 @@ NARROWED, LOG_EVERY = 4, 5
 SETTLED = 20
 """From this step on the times count: what the narrowed model needs for the first time is there."""
 READER = ("--data.reader", "process")
+"""As GPUs have it; on CPUs the default is a thread."""
 PHASES = ("data", "compaction", "forward", "backward", "agree", "optimizer", "other")
 
 

@@ -113,9 +113,7 @@ def test_the_table_of_the_demo_is_that_of_its_results():
 
 
 def test_the_table_of_steps_is_that_of_both_machines():
-    machines = [
-        results(f"{name}")["rows"] for name in ("2026-11-27_step_time_192_16k", "2026-11-27_step_time_192_h200")
-    ]
+    machines = [results(name)["rows"] for name in ("2026-11-27_step_time_192_16k", "2026-11-27_step_time_192_h200")]
     shown = table("docs/cost.md", "step")
     assert {name.replace(COMPILED, "_compiled") for name in shown} == machines[0].keys() | machines[1].keys()
     for name, cells in shown.items():
