@@ -12,7 +12,7 @@ from pipeline.models.precision import accumulation_dtype
 
 LossOf = Callable[[Tensors, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 """From the tensors of a BERT and a batch to the loss, a mean over the batch, and the accuracy of what is predicted."""
-_CACHED_BYTES = 2**20
+_CACHED_BYTES = 2**22
 """Of logits that a CPU works on at a time: they stay in its cache."""
 _FP16_FACTOR, _FP16_SUM = 2.0**4, 2.0**12
 """On probabilities in fp16, where small ones would be 0 without, and the most that all rows have of it."""
@@ -62,22 +62,27 @@ class _DecoderLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = F.linear(hidden, weight, bias)
-        wide, count = accumulation_dtype(logits.dtype), len(logits)
-        factor = min(_FP16_FACTOR, _FP16_SUM / count) if logits.dtype == torch.float16 else 1.0
-        rows, learns = _rows_at_once(logits), any(ctx.needs_input_grad)
+        wide, count = accumulation_dtype(hidden.dtype), len(hidden)
+        factor = min(_FP16_FACTOR, _FP16_SUM / count) if hidden.dtype == torch.float16 else 1.0
+        rows, learns = _rows_at_once(hidden, weight), any(ctx.needs_input_grad)
+        # Of a product in fp32 and its bias CPUs make two passes over memory; in half precision the sum is rounded once.
+        bias_apart = rows < count and hidden.dtype == wide
+        logits = hidden @ weight.T if bias_apart else F.linear(hidden, weight, bias)
         of_labels, of_others, by_bias = [], [], None
         for part, label in zip(logits.split(rows), labels.split(rows), strict=True):
+            if bias_apart:
+                part += bias
             log_p = torch.log_softmax(part, -1, dtype=wide)
             own = log_p.gather(1, label)
             of_labels.append(own)
             of_others.append(log_p.scatter_(1, label, -torch.inf).amax(1, keepdim=True))
             if learns:
-                gradient = log_p.exp_().scatter_(1, label, own.expm1())
+                gradient = torch.exp(log_p, out=part if part.dtype == wide else log_p).scatter_(1, label, own.expm1())
                 if factor != 1:
                     gradient *= factor
                 by_bias = gradient.sum(0) if by_bias is None else by_bias.add_(gradient.sum(0))
-                part.copy_(gradient)
+                if gradient is not part:
+                    part.copy_(gradient)
         own, best = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in (of_labels, of_others))
         loss, accuracy = -own.mean(), _accuracy(own, best)
         if learns:
@@ -98,12 +103,11 @@ class _DecoderLoss(torch.autograd.Function):
         return scaled(gradient @ weight), scaled(gradient.T @ hidden), scaled(by_bias), None
 
 
-def _rows_at_once(logits: Tensor) -> int:
+def _rows_at_once(hidden: Tensor, weight: Tensor) -> int:
     """GPUs want few large operations, and torch.compile passes over memory once by itself."""
-    rows, size = logits.shape
-    if logits.device.type != "cpu" or torch.compiler.is_compiling():
-        return rows
-    return max(1, _CACHED_BYTES // (size * accumulation_dtype(logits.dtype).itemsize))
+    if hidden.device.type != "cpu" or torch.compiler.is_compiling():
+        return len(hidden)
+    return max(1, _CACHED_BYTES // (len(weight) * accumulation_dtype(hidden.dtype).itemsize))
 
 
 def masked_lm_of(form: Form, training: bool) -> LossOf:
