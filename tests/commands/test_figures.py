@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -113,7 +114,7 @@ def test_the_table_of_the_demo_is_that_of_its_results():
 
 
 def test_the_table_of_steps_is_that_of_both_machines():
-    machines = [results(name)["rows"] for name in ("2026-11-27_step_time_192_16k", "2026-11-27_step_time_192_h200")]
+    machines = [results(name)["rows"] for name in ("2026-11-28_step_time_192_16k", "2026-11-27_step_time_192_h200")]
     shown = table("docs/cost.md", "step")
     assert {name.replace(COMPILED, "_compiled") for name in shown} == machines[0].keys() | machines[1].keys()
     for name, cells in shown.items():
@@ -135,7 +136,7 @@ def test_the_table_of_steps_is_that_of_both_machines():
 
 
 def test_the_sentences_on_narrowed_steps_say_what_was_measured():
-    cpu, h200 = (results(f"2026-11-27_step_time_192_{name}")["rows"] for name in ("16k", "h200"))
+    cpu, h200 = (results(name)["rows"] for name in ("2026-11-28_step_time_192_16k", "2026-11-27_step_time_192_h200"))
     faster, student = "times_faster_than_chained", "times_student_step"
     narrowed, compiled = h200["narrowed"], h200["narrowed_compiled"]
     assert f"is {cpu['narrowed'][faster]:.1f} times as fast as chained" in document("docs/cost.md")
@@ -143,7 +144,7 @@ def test_the_sentences_on_narrowed_steps_say_what_was_measured():
     for name in ("chained", "student"):
         assert f"{cpu[name]['utilisation']:.0%}".replace("%", " %") in document("docs/cost.md")
     earlier = results("2026-11-23_step_time_192_16k")["rows"]["narrowed"][faster]
-    avx2 = results("2026-11-27_step_time_192_16k_avx2")["rows"]["narrowed"][faster]
+    avx2 = results("2026-11-28_step_time_192_16k_avx2")["rows"]["narrowed"][faster]
     for words in (f"it is {avx2:.1f} times as fast", f"AMD EPYC reached {earlier:.1f}"):
         assert words in document("docs/cost.md")
     assert f"{narrowed[faster]:.1f} times as fast as chained (compiled {compiled[faster]:.1f})" in document(
@@ -165,7 +166,7 @@ def test_the_sentences_on_narrowed_steps_say_what_was_measured():
 
 @pytest.mark.parametrize("name", ["192_16k", "192_4x4k"])
 def test_the_present_core_beside_the_one_before_it(name):
-    rows = results(f"2026-11-27_step_time_{name}_beside")["rows"]
+    rows = results(f"2026-11-28_step_time_{name}_beside")["rows"]
 
     def said(form: str, words: str = "") -> str:
         least, most = rows[form]["times_as_fast_as_beside_range"]
@@ -330,3 +331,17 @@ def test_the_hosts_milliseconds_are_as_measured():
     for precision in ("fp32", "bf16"):
         found = [cell(row) for name, row in rows.items() if name.startswith(precision)]
         assert shown[precision] == found
+        earlier, now = (
+            row["host_ms"] for name, row in results("2026-11-28_host_time")["rows"].items() if name.startswith(precision)
+        )
+        assert f"{earlier:.1f} and {now:.1f} in {precision}" in document("docs/cost.md")
+
+
+def test_compiled_steps_on_the_cpu_take_as_long_as_measured():
+    rows = results("2026-11-28_step_time_192_16k_compiled")["rows"]
+    narrowed, student = (
+        median(b / a for a, b in zip(rows[name]["seconds"], rows[f"{name}_compiled"]["seconds"], strict=True))
+        for name in ("narrowed", "student")
+    )
+    words = f"takes {narrowed:.2f} times as long narrowed and {student:.2f} times for the student"
+    assert words in document("docs/decisions.md")
