@@ -125,7 +125,7 @@ class _Compose(torch.autograd.Function):
 
 
 class _ComposeTables(torch.autograd.Function):
-    """One product, and two back: autograd would pass over the gradient of whole tables three times more."""
+    """One product, and two back. Of narrowed tables autograd would make the whole gradient in three passes more."""
 
     @staticmethod
     def forward(ctx: Any, tables: Tensor, column_delta: Tensor, kept: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from pipeline.models.precision import accumulation_dtype
 LossOf = Callable[[Tensors, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 """From the tensors of a BERT and a batch to the loss, a mean over the batch, and the accuracy of what is predicted."""
 _CACHED_BYTES = 2**22
-"""Of logits that a CPU works on at a time: they stay in its cache."""
+"""Of logits that a CPU works on at a time: they stay in its caches, and there are few pieces."""
 _FP16_FACTOR, _FP16_SUM = 2.0**4, 2.0**12
 """On probabilities in fp16, where small ones would be 0 without, and the most that all rows have of it."""
 

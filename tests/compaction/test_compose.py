@@ -56,13 +56,25 @@ def test_both_orders_are_tried():
     assert {composes_rows_first(size[1:3], size[3:]) for size in SIZES} == {True, False}
 
 
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-12), (torch.bfloat16, 0.02)])
 @pytest.mark.parametrize("kept", [None, torch.tensor([0, 2, 3])])
-def test_tables_meet_one_compactor(kept):
+def test_tables_meet_one_compactor(kept, dtype, tolerance):
     torch.manual_seed(0)
-    tables = torch.randn(9, 5, dtype=torch.float64)
-    column = torch.randn(5 if kept is None else 3, 5, dtype=torch.float64)
-    whole = torch.eye(5, dtype=torch.float64)[slice(None) if kept is None else kept] + column
-    torch.testing.assert_close(compose_tables(tables, column, kept), tables @ whole.T, rtol=0, atol=1e-12)
+    size = 5 if kept is None else 3
+    factors = [torch.randn(*shape).to(dtype).requires_grad_() for shape in ((9, 5), (size, 5))]
+    exact = [factor.detach().double().requires_grad_() for factor in factors]
+    direction = torch.randn(9, size).to(dtype)
+    whole = torch.eye(5, dtype=torch.float64)[slice(None) if kept is None else kept] + exact[1]
+    found, expected = compose_tables(*factors, kept), exact[0] @ whole.T
+    pairs = [(found, expected)]
+    pairs += zip(
+        torch.autograd.grad(found, factors, direction),
+        torch.autograd.grad(expected, exact, direction.double()),
+        strict=True,
+    )
+    for ours, theirs in pairs:
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
 
 
 def test_bf16_composition_rounds_once():

@@ -1,13 +1,14 @@
 """What a GPU is to record keeps to the GPU. Torch's `meta` device stands in for it: whoever reads a number there fails.
 
-A recording replays what the device did. An operation that takes something from the host would take what was there when
-it was recorded, and one that hands something to the host would wait, which ends a recording.
+A recording replays what the device did. An operation that takes a tensor from the host, or hands one to it, would end
+the recording. What only CUDA knows is not seen: kernels that wait by themselves, and streams and pools of memory.
 """
 
 import contextlib
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,6 +33,17 @@ class OnDevice(TorchDispatchMode):
         for tensor in tree_leaves((args, kwargs, made)):
             assert not isinstance(tensor, torch.Tensor) or tensor.device == META, f"{function} is on the host too"
         return made
+
+
+class NoNumbers(TorchFunctionMode):
+    """Refuses tensors made of Python's numbers, which a GPU has copied from the host and `meta` does not."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        of_numbers = (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
+        index = args[1] if function is torch.Tensor.__getitem__ else ()
+        listed = any(isinstance(part, list) for part in (index if isinstance(index, tuple) else (index,)))
+        assert function not in of_numbers and not listed, f"{function} takes numbers from the host"
+        return function(*args, **(kwargs or {}))
 
 
 def teacher(seed: int = 0):
@@ -83,9 +95,9 @@ def test_a_recorded_micro_step_takes_nothing_from_the_host_and_waits_for_nothing
     model = model_of(form).to(META, dtype)
     if form != "student":
         model.gates.move_to(META)
-    step = MicroStep(
-        loss_of_method(method, model, dtype), 2, torch.device("cpu"), lambda _: contextlib.nullcontext(), recorded=True
-    )
+    cpu, clock = torch.device("cpu"), lambda _: contextlib.nullcontext()
+    # What cannot be recorded would be said, and run as it is.
+    step = MicroStep(loss_of_method(method, model, dtype), 2, cpu, clock, recorded=True, say=pytest.fail)
     batch = {
         "input_ids": token_batch(),
         "positions": torch.tensor([[1, 5, 9]]).expand(4, -1),
@@ -93,7 +105,7 @@ def test_a_recorded_micro_step_takes_nothing_from_the_host_and_waits_for_nothing
         "documents": torch.zeros(4, 16, dtype=torch.int64),
     }
     batch = {name: tensor.to(META) for name, tensor in batch.items()}
-    with OnDevice():
+    with NoNumbers(), OnDevice():
         step.begin(model())
         for number in range(2):
             step.run(batch, number)
@@ -103,7 +115,16 @@ def test_a_recorded_micro_step_takes_nothing_from_the_host_and_waits_for_nothing
         assert model.gates.value.grad is not None
 
 
-@pytest.mark.parametrize("fault", [lambda loss: loss.item(), lambda loss: loss + torch.zeros(1)])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda device: device.item(),
+        lambda device: device + torch.zeros(()),
+        lambda device: device + torch.tensor(2.0, device=META),
+        lambda device: device.new_tensor(2.0),
+        lambda device: device[[0]],
+    ],
+)
 def test_the_stand_in_would_notice(fault):
-    with pytest.raises((RuntimeError, AssertionError)), OnDevice():
+    with pytest.raises((RuntimeError, AssertionError)), NoNumbers(), OnDevice():
         fault(torch.zeros(1, device=META))
