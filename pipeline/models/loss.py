@@ -12,7 +12,7 @@ from pipeline.models.precision import accumulation_dtype
 
 LossOf = Callable[[Tensors, Mapping[str, Tensor]], tuple[Tensor, Tensor]]
 """From the tensors of a BERT and a batch to the loss, a mean over the batch, and the accuracy of what is predicted."""
-_CACHED_BYTES = 2**22
+_CACHED_BYTES = 2**21
 """Of logits that a CPU works on at a time: they stay in its caches, and there are few pieces."""
 _FP16_FACTOR, _FP16_SUM = 2.0**4, 2.0**12
 """On probabilities in fp16, where small ones would be 0 without, and the most that all rows have of it."""
@@ -58,49 +58,74 @@ def decoder_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -
 
 
 class _DecoderLoss(torch.autograd.Function):
-    """Forward, the logits give way to their gradient: softmax less one at the label. Backward, that is multiplied."""
+    """With S the sum of e^(logit - largest) over all but the label, the largest among them too, a row has
+
+        margin = largest + log S - logit of the label, and the loss log(1 + e^margin);
+        the gradient sigmoid(margin) / S times (e^(logit - largest), at the label -S).
+
+    Forward, the logits give way to the vector, in half precision times the factor before it, and backward that is
+    multiplied. In wide types the factor comes with hidden states, which are narrower.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         wide, count = accumulation_dtype(hidden.dtype), len(hidden)
-        factor = min(_FP16_FACTOR, _FP16_SUM / count) if hidden.dtype == torch.float16 else 1.0
-        rows, learns = _rows_at_once(hidden, weight), any(ctx.needs_input_grad)
+        half, rows, learns = hidden.dtype != wide, _rows_at_once(hidden, weight), any(ctx.needs_input_grad)
+        enlarged = min(_FP16_FACTOR, _FP16_SUM / count) if hidden.dtype == torch.float16 else 1.0
         # Of a product in fp32 and its bias CPUs make two passes over memory; in half precision the sum is rounded once.
-        bias_apart = rows < count and hidden.dtype == wide
+        # They are slow with two types in one operation, where GPUs save a pass.
+        in_pieces = rows < count
+        bias_apart = in_pieces and not half
         logits = hidden @ weight.T if bias_apart else F.linear(hidden, weight, bias)
-        of_labels, of_others, by_bias = [], [], None
+        of_labels, of_others, margins, factors = [], [], [], []
+        by_bias = torch.zeros_like(bias, dtype=wide)
         for part, label in zip(logits.split(rows), labels.split(rows), strict=True):
             if bias_apart:
                 part += bias
-            log_p = torch.log_softmax(part, -1, dtype=wide)
-            own = log_p.gather(1, label)
+            values = part.to(wide) if in_pieces else part
+            own = values.gather(1, label).to(wide)
+            largest = values.scatter_(1, label, -torch.inf).amax(1, keepdim=True).to(wide)
+            powers = (values.sub_(largest) if values.dtype == wide else values - largest).exp_()
+            total = powers.sum(1, keepdim=True)
+            margin = total.log().add_(largest).sub_(own)
             of_labels.append(own)
-            of_others.append(log_p.scatter_(1, label, -torch.inf).amax(1, keepdim=True))
+            of_others.append(largest)
+            margins.append(margin)
             if learns:
-                gradient = torch.exp(log_p, out=part if part.dtype == wide else log_p).scatter_(1, label, own.expm1())
-                if factor != 1:
-                    gradient *= factor
-                by_bias = gradient.sum(0) if by_bias is None else by_bias.add_(gradient.sum(0))
-                if gradient is not part:
-                    part.copy_(gradient)
-        own, best = (torch.cat(parts) if len(parts) > 1 else parts[0] for parts in (of_labels, of_others))
-        loss, accuracy = -own.mean(), _accuracy(own, best)
+                factor = torch.sigmoid(margin).div_(total)
+                if enlarged != 1:
+                    factor *= enlarged
+                by_bias.addmv_(powers.scatter_(1, label, -total).T, factor.view(-1))
+                factors.append(factor)
+                if half and in_pieces:
+                    part.copy_(powers.mul_(factor))
+                elif half:
+                    torch.mul(powers, factor, out=part)
+        own, largest, margin = (_joined(parts) for parts in (of_labels, of_others, margins))
+        loss, accuracy = -F.logsigmoid(-margin).mean(), _accuracy(own, largest)
         if learns:
-            ctx.save_for_backward(hidden, weight, logits, by_bias)
-            ctx.scaled = factor * count
+            ctx.save_for_backward(hidden, weight, logits, by_bias, None if half else _joined(factors))
+            ctx.scaled = enlarged * count
         ctx.mark_non_differentiable(accuracy)
         ctx.set_materialize_grads(False)
         return loss, accuracy
 
     @staticmethod
     def backward(ctx: Any, *upward: Any) -> tuple[Tensor | None, ...]:
-        hidden, weight, gradient, by_bias = ctx.saved_tensors
+        hidden, weight, vectors, by_bias, factors = ctx.saved_tensors
         scale = (upward[0] / ctx.scaled).view(1)  # without a dimension, a GPU would round it to half precision
+        if factors is not None:
+            factors = factors * scale
+            return (vectors @ weight).mul_(factors), vectors.T @ (hidden * factors), by_bias * scale, None
 
         def scaled(tensor: Tensor) -> Tensor:
             return torch.mul(tensor, scale, out=torch.empty_like(tensor, dtype=weight.dtype))
 
-        return scaled(gradient @ weight), scaled(gradient.T @ hidden), scaled(by_bias), None
+        return scaled(vectors @ weight), scaled(vectors.T @ hidden), scaled(by_bias), None
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def _rows_at_once(hidden: Tensor, weight: Tensor) -> int:
