@@ -4,7 +4,8 @@ A compactor is stored as identity + delta, and only ever multiplied with the wei
 the composition costs a constant per step, and attention and FFN kernels see a plain BERT.
 
 Written as weight + changes: in bf16 every product is rounded relative to the change, not to the weight, and the sum is
-rounded once. Indices say which dimensions are left once a group is narrowed, for each layer of the stack its own.
+rounded once. fp32 holds identity + delta well enough, and picks no parts of large weights then. Indices say which
+dimensions are left once a group is narrowed, for each layer of the stack its own.
 """
 
 from typing import Any
@@ -54,7 +55,12 @@ def compose(
         kept_in: (n, kept in), None for everything.
         kept_out: (n, kept out), likewise.
     """
-    composed: Tensor = _Compose.apply(weight, row_delta, column_delta, kept_in, kept_out)
+    composed: Tensor
+    if _holds_identity(weight):
+        rows, columns = _with_identity(row_delta, kept_in, 1), _with_identity(column_delta, kept_out, 2)
+        composed = _Product.apply(weight, rows, columns)
+    else:
+        composed = _Changes.apply(weight, row_delta, column_delta, kept_in, kept_out)
     return composed
 
 
@@ -73,11 +79,51 @@ def compose_tables(tables: Tensor, column_delta: Tensor, kept: Tensor | None = N
         column_delta: of their one column compactor.
         kept: (kept,), None for everything.
     """
-    composed: Tensor = _ComposeTables.apply(tables, column_delta, None if kept is None else kept[None])
+    index = None if kept is None else kept[None]
+    if _holds_identity(tables):
+        return tables @ _with_identity(column_delta[None], index, 2)[0].T
+    composed: Tensor = _TableChanges.apply(tables, column_delta, index)
     return composed
 
 
-class _Compose(torch.autograd.Function):
+def _holds_identity(weight: Tensor) -> bool:
+    """Whether identity and delta become one matrix; float64, in which nothing is trained, keeps the general way."""
+    return weight.dtype == torch.float32
+
+
+def _with_identity(delta: Tensor, kept: Tensor | None, dim: int) -> Tensor:
+    """I + delta of n layers (n, rows, columns), 1 at `kept` (n, other dimension) along `dim`."""
+    if kept is None:
+        return delta + torch.eye(delta.shape[1], dtype=delta.dtype, device=delta.device)
+    ones = torch.ones((), dtype=delta.dtype, device=delta.device).expand_as(kept)
+    return delta.scatter_add(dim, kept.unsqueeze(dim), ones.unsqueeze(dim))
+
+
+class _Product(torch.autograd.Function):
+    """columns @ weight @ rows. Autograd would keep a view of the weight, whose memory ZeRO-3 takes away."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        given, weight = weight, weight.view(len(rows), -1, weight.shape[-1])
+        ctx.rows_first = composes_rows_first(weight.shape[1:], (columns.shape[1], rows.shape[2]))
+        middle = weight @ rows if ctx.rows_first else columns @ weight
+        ctx.save_for_backward(given, rows, columns, middle)
+        return columns @ middle if ctx.rows_first else middle @ rows
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, ...]:
+        given, rows, columns, middle = ctx.saved_tensors
+        gradient, weight = gradients[0], given.view(len(rows), -1, given.shape[-1])
+        if ctx.rows_first:
+            back = columns.mT @ gradient
+            by_weight, by_rows, by_columns = back @ rows.mT, weight.mT @ back, gradient @ middle.mT
+        else:
+            back = gradient @ rows.mT
+            by_weight, by_rows, by_columns = columns.mT @ back, middle.mT @ gradient, back @ weight.mT
+        return by_weight.view(given.shape), by_rows, by_columns
+
+
+class _Changes(torch.autograd.Function):
     """Four batched products each way. Autograd would take twice the launches, and keep what can be made again."""
 
     @staticmethod
@@ -124,7 +170,7 @@ class _Compose(torch.autograd.Function):
         return by_weight.view(given.shape), by_row, by_column, None, None
 
 
-class _ComposeTables(torch.autograd.Function):
+class _TableChanges(torch.autograd.Function):
     """One product, and two back. Of narrowed tables autograd would make the whole gradient in three passes more."""
 
     @staticmethod

@@ -32,12 +32,12 @@ def masked_lm_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 def accuracy_of(logits: Tensor, labels: Tensor) -> Tensor:
     """Share of positions at which the label's logit is the largest; one that another logit equals counts half."""
     known, labels = logits.detach(), labels[..., None]
-    return _accuracy(known.gather(-1, labels), known.scatter(-1, labels, -torch.inf).amax(-1, keepdim=True))
+    return _accuracy(known.gather(-1, labels) - known.scatter(-1, labels, -torch.inf).amax(-1, keepdim=True))
 
 
-def _accuracy(of_labels: Tensor, of_others: Tensor) -> Tensor:
-    """Of the labels' logits and the largest of all others, both less what they share. Half precision has many ties."""
-    return torch.heaviside(of_labels - of_others, of_labels.new_full((), 0.5)).to(torch.float32).mean()
+def _accuracy(leads: Tensor) -> Tensor:
+    """Of the labels' logits less the largest of all others. Half precision has many ties."""
+    return torch.heaviside(leads, leads.new_full((), 0.5)).to(torch.float32).mean()
 
 
 def decoder_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,13 +58,13 @@ def decoder_loss(hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -
 
 
 class _DecoderLoss(torch.autograd.Function):
-    """With S the sum of e^(logit - largest) over all but the label, the largest among them too, a row has
+    """Of each row the label stands apart: S = sum of e^(logit - largest) over all others, the largest of them too.
 
-        margin = largest + log S - logit of the label, and the loss log(1 + e^margin);
-        the gradient sigmoid(margin) / S times (e^(logit - largest), at the label -S).
+    margin = log S + largest - logit of the label; loss = log(1 + e^margin);
+    gradient = sigmoid(margin) / S times the row e^(logit - largest), -S at the label.
 
-    Forward, the logits give way to the vector, in half precision times the factor before it, and backward that is
-    multiplied. In wide types the factor comes with hidden states, which are narrower.
+    Forward, the logits give way to that row, in half precision with the factor, and backward the products are made. In
+    wider types the factor meets the hidden states, which are narrower.
     """
 
     @staticmethod
@@ -77,8 +77,7 @@ class _DecoderLoss(torch.autograd.Function):
         in_pieces = rows < count
         bias_apart = in_pieces and not half
         logits = hidden @ weight.T if bias_apart else F.linear(hidden, weight, bias)
-        of_labels, of_others, margins, factors = [], [], [], []
-        by_bias = torch.zeros_like(bias, dtype=wide)
+        leads, margins, factors, by_bias = [], [], [], None
         for part, label in zip(logits.split(rows), labels.split(rows), strict=True):
             if bias_apart:
                 part += bias
@@ -87,22 +86,21 @@ class _DecoderLoss(torch.autograd.Function):
             largest = values.scatter_(1, label, -torch.inf).amax(1, keepdim=True).to(wide)
             powers = (values.sub_(largest) if values.dtype == wide else values - largest).exp_()
             total = powers.sum(1, keepdim=True)
-            margin = total.log().add_(largest).sub_(own)
-            of_labels.append(own)
-            of_others.append(largest)
-            margins.append(margin)
+            leads.append(own - largest)
+            margins.append(total.log() - leads[-1])
             if learns:
-                factor = torch.sigmoid(margin).div_(total)
+                factor = torch.sigmoid(margins[-1]).div_(total)
                 if enlarged != 1:
                     factor *= enlarged
-                by_bias.addmv_(powers.scatter_(1, label, -total).T, factor.view(-1))
+                turned, along = powers.scatter_(1, label, -total).T, factor.view(-1)
+                by_bias = turned.mv(along) if by_bias is None else by_bias.addmv_(turned, along)
                 factors.append(factor)
                 if half and in_pieces:
                     part.copy_(powers.mul_(factor))
                 elif half:
                     torch.mul(powers, factor, out=part)
-        own, largest, margin = (_joined(parts) for parts in (of_labels, of_others, margins))
-        loss, accuracy = -F.logsigmoid(-margin).mean(), _accuracy(own, largest)
+        # From the threshold on, the loss is the margin to the last bit of float64.
+        loss, accuracy = F.softplus(_joined(margins), threshold=40).mean(), _accuracy(_joined(leads))
         if learns:
             ctx.save_for_backward(hidden, weight, logits, by_bias, None if half else _joined(factors))
             ctx.scaled = enlarged * count

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pipeline.compaction import compose as compose_module
 from pipeline.compaction.compose import compose, compose_bias, compose_tables
 from pipeline.compaction.model import CompactedBert
 from pipeline.cost import composes_rows_first
@@ -28,6 +29,13 @@ def kept_of(count: int, size: int, kept: int, seed: int) -> torch.Tensor | None:
     return torch.stack([torch.randperm(size, generator=generator)[:kept].sort().values for _ in range(count)])
 
 
+@pytest.fixture(params=["as half precision does", "as fp32 does"])
+def each_way(request, monkeypatch):
+    """Both ways to compose, whatever the type: equality is shown in float64."""
+    monkeypatch.setattr(compose_module, "_holds_identity", lambda weight: request.param == "as fp32 does")
+
+
+@pytest.mark.usefixtures("each_way")
 @pytest.mark.parametrize("sizes", SIZES)
 def test_composed_is_the_product_and_so_are_its_gradients(sizes):
     count, out, into, kept_out, kept_in = sizes
@@ -52,11 +60,33 @@ def test_composed_is_the_product_and_so_are_its_gradients(sizes):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
+def test_fp32_alone_holds_the_identity():
+    types = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    held = [compose_module._holds_identity(torch.empty(0, dtype=dtype)) for dtype in types]
+    assert held == [False, True, False, False]
+
+
+@pytest.mark.parametrize("narrowed", [False, True])
+def test_compactors_that_are_nothing_leave_fp32_as_it_is(narrowed):
+    torch.manual_seed(0)
+    weight, tables = torch.randn(3, 7, 5), torch.randn(11, 7)
+    rows, columns = (kept_of(3, size, size - 2, size) if narrowed else None for size in (7, 5))
+    expected = weight if rows is None else compose_module.select(compose_module.select(weight, rows, 1), columns, 2)
+    count_out, count_in = expected.shape[1:]
+    assert torch.equal(
+        compose(weight, torch.zeros(3, 5, count_in), torch.zeros(3, count_out, 7), columns, rows), expected
+    )
+    kept = None if rows is None else rows[0]
+    assert torch.equal(
+        compose_tables(tables, torch.zeros(count_out, 7), kept), tables if kept is None else tables[:, kept]
+    )
+
+
 def test_both_orders_are_tried():
     assert {composes_rows_first(size[1:3], size[3:]) for size in SIZES} == {True, False}
 
 
-@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-12), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("dtype,tolerance", [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 @pytest.mark.parametrize("kept", [None, torch.tensor([0, 2, 3])])
 def test_tables_meet_one_compactor(kept, dtype, tolerance):
     torch.manual_seed(0)

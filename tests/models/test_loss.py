@@ -42,8 +42,10 @@ def test_loss_accuracy_and_gradients_are_the_plain_ones(rows, shape, monkeypatch
 HALF = [(torch.bfloat16, 1.0), (torch.bfloat16, 1 / 3), *((torch.float16, 2.0**power) for power in (4, 8, 16))]
 
 
+@pytest.mark.parametrize("rows", [10, 152])
 @pytest.mark.parametrize("dtype,scale", HALF)
-def test_half_precision_is_as_close_to_the_truth_as_the_plain_loss(dtype, scale):
+def test_half_precision_is_as_close_to_the_truth_as_the_plain_loss(dtype, scale, rows, monkeypatch):
+    monkeypatch.setattr(loss, "_rows_at_once", lambda *_: rows)  # in pieces, as CPUs do, and all at once, as GPUs do
     *tensors, labels = inputs(8, 19, 32, 3000, dtype, seed=1)
     exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
     truth = gradients(masked_lm_loss(F.linear(*exact), labels)[0], exact)
@@ -52,6 +54,36 @@ def test_half_precision_is_as_close_to_the_truth_as_the_plain_loss(dtype, scale)
     for name, one, other, true in zip(("hidden", "weight", "bias"), found, plain, truth, strict=True):
         ours, theirs = ((gradient.double() / scale - true).norm() for gradient in (one, other))
         assert one.dtype == dtype and ours <= 1.2 * theirs and ours <= 0.01 * true.norm(), name
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_predictions_may_be_as_sure_as_can_be(rows, monkeypatch):
+    """Right or wrong by up to a thousand units, the loss is exact and no gradient is lost."""
+    monkeypatch.setattr(loss, "_rows_at_once", lambda *_: rows)
+    leads = torch.tensor([1000.0, -1000.0, 20.0, 41.0])
+    hidden, labels = torch.stack([leads, torch.ones(4)], -1)[None].requires_grad_(), torch.zeros(1, 4, dtype=torch.long)
+    weight, bias = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, -50.0]]), torch.zeros(3)
+    weight.requires_grad_()
+    found = decoder_loss(hidden, weight, bias, labels)[0]
+    exact = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    expected = masked_lm_loss(F.linear(*exact), labels)[0]
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    for one, other in zip(
+        torch.autograd.grad(found, (hidden, weight)), torch.autograd.grad(expected, exact), strict=True
+    ):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-15)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_what_is_no_number_makes_the_loss_none(rows, dtype, wrong, monkeypatch):
+    monkeypatch.setattr(loss, "_rows_at_once", lambda *_: rows)
+    for position in (0, 1):
+        hidden, weight, bias = torch.ones(1, 2, 3), torch.ones(5, 3), torch.zeros(5)
+        hidden[0, position, 1] = wrong
+        labels = torch.tensor([[0, 1]])
+        assert not torch.isfinite(decoder_loss(hidden.to(dtype), weight.to(dtype), bias.to(dtype), labels)[0])
 
 
 def test_a_tie_counts_half():
