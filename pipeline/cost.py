@@ -27,7 +27,7 @@ class Batch:
     Attributes:
         windows: sequences.
         seq_len: tokens of each.
-        predicted: positions of each that the last FFN, the MLM head and the loss see.
+        predicted: positions of each that the last layer's attention and FFN, the MLM head and the loss see.
     """
 
     windows: int
@@ -52,11 +52,11 @@ def linear_layers(shape: BertShape) -> Iterator[tuple[int, int]]:
 def encoder_macs(shape: BertShape, batch: Batch) -> int:
     """Forward pass of the layers: projections, and scores and weighted sums of attention.
 
-    What follows attention in the last layer is computed at the predicted positions alone.
+    What follows the projections of the last layer is computed at the predicted positions alone.
     """
     h, i = shape.hidden, shape.intermediate
     passed_over = batch.windows * (batch.seq_len - batch.predicted)
-    return _whole_encoder_macs(shape, batch) - passed_over * (h * h + 2 * h * i)
+    return _whole_encoder_macs(shape, batch) - passed_over * (2 * batch.seq_len * h + h * h + 2 * h * i)
 
 
 def _whole_encoder_macs(shape: BertShape, batch: Batch) -> int:

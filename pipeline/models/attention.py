@@ -11,11 +11,11 @@ def attention(
     """softmax(query key^T scale + mask) value.
 
     Args:
-        query: (batch, heads, tokens, head size).
-        key: as the query.
-        value: as the query.
+        query: (batch, heads, positions, head size).
+        key: (batch, heads, tokens, head size).
+        value: as the key.
         scale: the factor on the scores.
-        mask: what is added to them; broadcast to (batch, heads, tokens, tokens).
+        mask: what is added to them; broadcast to (batch, heads, positions, tokens).
         dropout: of the weights, as it is, in training or not.
     """
     if fused_is_faster(query, dropout):

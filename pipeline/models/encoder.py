@@ -8,7 +8,8 @@ tensors, a teacher's, composed ones, a student's, runs them here, and nowhere el
 3. `before_decoder`  all of that and the MLM head's transform;
 4. `decode`          logits.
 
-The last layer's FFN and the MLM head are computed where something is predicted and nowhere else.
+In the last layer what follows the projections, and the MLM head, are computed where something is predicted and nowhere
+else.
 
 Shapes: d hidden, a = heads x head size (the hidden size but in a teacher that is closing), f intermediate, L layers.
 """
@@ -112,10 +113,26 @@ class Bert:
         batch, tokens, _ = hidden.shape
         return F.linear(hidden, *self.linear["qkv"][number]).view(batch, tokens, 3, self.form.heads, -1)
 
-    def attend(self, number: int, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """What the heads of a layer gather: (batch, tokens, d) -> (batch, tokens, a)."""
+    def attend(
+        self, number: int, hidden: Tensor, mask: Tensor | None = None, positions: Tensor | None = None
+    ) -> Tensor:
+        """What the heads of a layer gather, at `positions` (batch, k) alone if there are any.
+
+        Args:
+            number: of the layer.
+            hidden: (batch, tokens, d).
+            mask: see `document_mask`.
+            positions: None for everywhere.
+
+        Returns:
+            (batch, tokens, a) or (batch, k, a).
+        """
         # In this order the gradients of the three are written below one another at once.
-        query, key, value = (part.transpose(1, 2) for part in self.projections(number, hidden).unbind(2))
+        query, key, value = self.projections(number, hidden).unbind(2)
+        if positions is not None:
+            query = take_positions(query.flatten(2), positions).view(*positions.shape, *query.shape[2:])
+            mask = mask if mask is None else take_positions(mask[:, 0], positions)[:, None]
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         gathered = attention(query, key, value, self.form.score_scale, mask, self.attention_dropout)
         return gathered.transpose(1, 2).flatten(2)
 
@@ -146,9 +163,9 @@ class Bert:
         """
         mask = document_mask(documents, self.word.dtype)
         hidden, last = self.before_last(input_ids, segment_ids, mask), self.layers - 1
-        gathered = self.attend(last, hidden, mask)
+        gathered = self.attend(last, hidden, mask, positions)
         if positions is not None:
-            gathered, hidden = take_positions(gathered, positions), take_positions(hidden, positions)
+            hidden = take_positions(hidden, positions)
         hidden = self._after_attention(last, gathered, hidden)
         hidden = self.form.activation(F.linear(hidden, *self.linear["transform"][0]))
         return self.norm(2 * self.layers + 1, hidden)

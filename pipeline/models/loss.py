@@ -82,7 +82,7 @@ class _DecoderLoss(torch.autograd.Function):
             if bias_apart:
                 part += bias
             values = part.to(wide) if in_pieces else part
-            own = values.gather(1, label).to(wide)
+            own = values.gather(1, label)
             largest = values.scatter_(1, label, -torch.inf).amax(1, keepdim=True).to(wide)
             powers = (values.sub_(largest) if values.dtype == wide else values - largest).exp_()
             total = powers.sum(1, keepdim=True)

@@ -62,13 +62,17 @@ def test_all_gradients_are_those_of_transformers():
         torch.testing.assert_close(parameter, theirs[name], rtol=0, atol=1e-12, msg=name)
 
 
-def test_positions_pick_logits_and_their_gradients():
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("apart", [False, True])
+def test_positions_pick_logits_and_their_gradients(apart, fused, monkeypatch):
+    use_attention(monkeypatch, fused)
     model, ids = configured(num_hidden_layers=3).double(), token_batch()
+    documents = (torch.arange(16) >= torch.tensor([[4], [9], [2], [16]])).long() if apart else None
     tensors = {name: tensor.requires_grad_() for name, tensor in tensors_of(model).items()}
     positions = torch.tensor([[0, 3, 15], [7, 7, 2], [1, 2, 3], [15, 0, 8]])
-    everywhere = encode(tensors, form_of(model.config), ids)
+    everywhere = encode(tensors, form_of(model.config), ids, documents=documents)
     whole = everywhere.gather(1, positions[..., None].expand(-1, -1, everywhere.shape[-1]))
-    picked = encode(tensors, form_of(model.config), ids, positions)
+    picked = encode(tensors, form_of(model.config), ids, positions, documents=documents)
     torch.testing.assert_close(picked, whole, rtol=0, atol=1e-12)
     direction = torch.randn_like(picked)
     for one, other in zip(
