@@ -321,18 +321,18 @@ def test_the_demos_student_scores_as_measured():
 
 
 def test_the_hosts_milliseconds_are_as_measured():
-    rows = results("2026-11-27_host_time")["rows"]
+    rows = results("2026-11-28_host_time")["rows"]
     shown = table("docs/cost.md", "milliseconds a step")
 
     def cell(row):
         least, most = row["host_ms_range"]
         return f"{row['host_ms']:.1f} ({least:.1f} to {most:.1f})"
 
-    slower = results("2026-11-28_host_time")["rows"]
+    larger = results("2026-11-28_host_time_24")["rows"]
     for precision in ("fp32", "bf16"):
         found = [cell(row) for name, row in rows.items() if name.startswith(precision)]
         assert shown[precision] == found
-        earlier, now = (f"{row['host_ms']:.1f}" for name, row in slower.items() if name.startswith(precision))
+        earlier, now = (f"{row['host_ms']:.1f}" for name, row in larger.items() if name.startswith(precision))
         assert f"{earlier} and {now} in {precision}" in document("docs/cost.md")
 
 
