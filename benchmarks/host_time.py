@@ -3,11 +3,11 @@
     python benchmarks/host_time.py --json FILE [--before REV] [--precisions fp32 bf16] [--rounds N] [--steps N]
 
 A BERT of 12 layers, 16 wide, is narrowed to 8 after a few steps; one window of 16 tokens a step, ZeRO 1, one rank on
-one thread of a CPU. Once narrowed, no layer's product has more than 4,096 multiply-accumulates. Larger ones go through
-oneDNN in bf16, which takes 16 microseconds to begin one on an Intel Xeon, where a small one takes 4 and a GPU takes as
-long for either. There is no dropout, which a CPU puts together from several operations where a GPU has one. In every
-round an earlier revision and the files here train in turn, each in a process of its own. The files here read ahead in
-another process, as they do on GPUs; the earlier revision can only do so in a thread.
+one thread of a CPU. Once narrowed, no layer's product has more than 4,096 multiply-accumulates. Larger ones, among them
+the compositions', go through oneDNN in bf16, which takes 16 microseconds to begin one on an Intel Xeon, where a small
+one takes 4 and a GPU takes as long for either. There is no dropout, which a CPU puts together from several operations
+where a GPU has one. In every round an earlier revision and the files here train in turn, each in a process of its own.
+The files here read ahead in another process, as they do on GPUs; the earlier revision can only do so in a thread.
 
 The milliseconds are those of `time_ms` in the runs' metrics.jsonl, without logging, evaluation and checkpoints: in each
 round the median over the logged steps of the narrowed model, then the median over rounds, with their range. The

@@ -27,7 +27,7 @@ class Batch:
     Attributes:
         windows: sequences.
         seq_len: tokens of each.
-        predicted: positions of each that the last layer's attention and FFN, the MLM head and the loss see.
+        predicted: positions of each at which the last layer, after its projections, the MLM head and the loss compute.
     """
 
     windows: int

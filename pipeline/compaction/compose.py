@@ -4,7 +4,8 @@ A compactor is stored as identity + delta, and only ever multiplied with the wei
 the composition costs a constant per step, and attention and FFN kernels see a plain BERT.
 
 Written as weight + changes: in bf16 every product is rounded relative to the change, not to the weight, and the sum is
-rounded once. fp32 holds identity + delta well enough, and picks no parts of large weights then. Indices say which
+rounded once. In fp32 identity + delta is one matrix: nothing is gathered from large weights, at the price of keeping
+these matrices until the backward pass. (TF32, which nothing here turns on, would round the weight.) Indices say which
 dimensions are left once a group is narrowed, for each layer of the stack its own.
 """
 
@@ -56,7 +57,7 @@ def compose(
         kept_out: (n, kept out), likewise.
     """
     composed: Tensor
-    if _holds_identity(weight):
+    if _adds_identity(weight.dtype):
         rows, columns = _with_identity(row_delta, kept_in, 1), _with_identity(column_delta, kept_out, 2)
         composed = _Product.apply(weight, rows, columns)
     else:
@@ -80,15 +81,15 @@ def compose_tables(tables: Tensor, column_delta: Tensor, kept: Tensor | None = N
         kept: (kept,), None for everything.
     """
     index = None if kept is None else kept[None]
-    if _holds_identity(tables):
+    if _adds_identity(tables.dtype):
         return tables @ _with_identity(column_delta[None], index, 2)[0].T
     composed: Tensor = _TableChanges.apply(tables, column_delta, index)
     return composed
 
 
-def _holds_identity(weight: Tensor) -> bool:
+def _adds_identity(dtype: torch.dtype) -> bool:
     """Whether identity and delta become one matrix; float64, in which nothing is trained, keeps the general way."""
-    return weight.dtype == torch.float32
+    return dtype == torch.float32
 
 
 def _with_identity(delta: Tensor, kept: Tensor | None, dim: int) -> Tensor:

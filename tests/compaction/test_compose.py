@@ -32,7 +32,7 @@ def kept_of(count: int, size: int, kept: int, seed: int) -> torch.Tensor | None:
 @pytest.fixture(params=["as half precision does", "as fp32 does"])
 def each_way(request, monkeypatch):
     """Both ways to compose, whatever the type: equality is shown in float64."""
-    monkeypatch.setattr(compose_module, "_holds_identity", lambda weight: request.param == "as fp32 does")
+    monkeypatch.setattr(compose_module, "_adds_identity", lambda dtype: request.param == "as fp32 does")
 
 
 @pytest.mark.usefixtures("each_way")
@@ -60,10 +60,9 @@ def test_composed_is_the_product_and_so_are_its_gradients(sizes):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
 
 
-def test_fp32_alone_holds_the_identity():
+def test_fp32_alone_adds_the_identity():
     types = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-    held = [compose_module._holds_identity(torch.empty(0, dtype=dtype)) for dtype in types]
-    assert held == [False, True, False, False]
+    assert [compose_module._adds_identity(dtype) for dtype in types] == [False, True, False, False]
 
 
 @pytest.mark.parametrize("narrowed", [False, True])

@@ -197,8 +197,9 @@ def test_the_phases_add_up_and_the_speed_is_that_of_the_model_in_training(run, g
     vocabulary = json.loads((run / "checkpoints" / f"step_{STEPS}" / "config.json").read_text())["vocab_size"]
     for step in flops:
         hidden, intermediate = (24, 96) if step <= NARROWED_AT else (15, 31)
+        # In the last layer, what comes after the projections is for the predicted alone.
         layer = TOKENS * (4 * hidden**2 + 2 * hidden * intermediate) + 2 * TOKENS**2 * hidden
-        passed_over = (TOKENS - PREDICTED) * (hidden**2 + 2 * hidden * intermediate)  # in the last layer
+        passed_over = (TOKENS - PREDICTED) * (2 * TOKENS * hidden + hidden**2 + 2 * hidden * intermediate)
         window = 6 * (2 * layer - passed_over + PREDICTED * (hidden**2 + hidden * vocabulary))
         assert flops[step] == pytest.approx(speed[step] * window / TOKENS / 1e12, rel=1e-5)
     peaks = [flops[step] / used for step, used in scalars(get, "speed/model_flop_utilisation").items()]

@@ -86,6 +86,31 @@ def test_what_is_no_number_makes_the_loss_none(rows, dtype, wrong, monkeypatch):
         assert not torch.isfinite(decoder_loss(hidden.to(dtype), weight.to(dtype), bias.to(dtype), labels)[0])
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("overflows", [torch.inf, 200.0])
+def test_a_labels_logit_must_be_a_number_too(rows, dtype, overflows, monkeypatch):
+    """Infinite alone, or by a product too large for fp16, it makes no perfect prediction."""
+    monkeypatch.setattr(loss, "_rows_at_once", lambda *_: rows)
+    hidden, weight, labels = torch.full((1, 2, 4), 200.0), torch.zeros(5, 4), torch.tensor([[3, 1]])
+    weight[3] = overflows
+    found = decoder_loss(hidden.to(dtype), weight.to(dtype), torch.zeros(5).to(dtype), labels[:, :1].expand(-1, 2))[0]
+    assert torch.isfinite(found) == (dtype != torch.float16 and overflows == 200.0)
+
+
+@pytest.mark.parametrize("rows", [32, 1216])
+def test_fp32_is_as_good_as_its_sums(rows, monkeypatch):
+    monkeypatch.setattr(loss, "_rows_at_once", lambda *_: rows)
+    *tensors, labels = inputs(1, 1216, 16, 3000, torch.float32, seed=2)
+    labels[0, ::3] = 7  # a word whose gradients are a long sum
+    exact = [tensor.detach().double().requires_grad_() for tensor in tensors]
+    truth = gradients(masked_lm_loss(F.linear(*exact), labels)[0], exact)
+    for name, one, true in zip(
+        ("hidden", "weight", "bias"), gradients(decoder_loss(*tensors, labels)[0], tensors), truth, strict=True
+    ):
+        assert (one.double() - true).norm() <= 1e-5 * true.norm(), name
+
+
 def test_a_tie_counts_half():
     hidden, labels = torch.ones(1, 4, 1), torch.tensor([[0, 1, 2, 0]])
     weight, bias = torch.zeros(3, 1), torch.tensor([2.0, 2.0, 1.0])
