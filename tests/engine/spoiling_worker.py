@@ -33,7 +33,7 @@ class InfiniteGradient(torch.autograd.Function):
         return gradient * math.inf
 
 
-SPOILT = {"loss": lambda loss: loss * math.nan, "gradient": InfiniteGradient.apply, "spike": lambda loss: loss + 4.0}
+SPOILT = {"loss": lambda loss: loss * math.nan, "gradient": InfiniteGradient.apply, "spike": lambda loss: loss + 8.0}
 
 
 def spoiling(trainer_module, rank: int):
