@@ -39,7 +39,7 @@ SMALL_TARGET = {"hidden": 32, "head_size": 8}
 SMALL_BATCH, SMALL_MICRO = 16, 8
 SMALL_TOKENS = 20_000
 STATE = ("parameters", "exp_avg", "exp_avg_sq", "compaction")
-MINUTES = 3
+MINUTES = 5
 """After so many a run is ended."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -253,24 +253,36 @@ def trainer(scale: Scale, result: Result, folder: Path) -> bool:
 
     At full width its steps score gates until they begin to close, as in recipes/fast_bert_base_to_11m.yaml.
     """
-    inputs = timed_inputs(scale, folder)
-    result["runs"] = {}
-    for micro_batch in (scale.windows, 2 * scale.windows) if scale.device == "cuda" else (scale.windows,):
-        name = f"micro_batch_{micro_batch}"
-        errors = inputs.train({name: inputs.command(name, inputs.deepspeed(1, "bf16", micro_batch))}, at_once=1)
-        result["runs"][name] = {"error": errors[name]} if errors else speeds(inputs, name, scale.phase)
-        shutil.rmtree(folder / name, ignore_errors=True)
+    sizes = (scale.windows, 2 * scale.windows) if scale.device == "cuda" else (scale.windows,)
+    return time_runs(scale, result, folder, {f"micro_batch_{size}": (size, False) for size in sizes})
+
+
+def trainer_compiled(scale: Scale, result: Result, folder: Path) -> bool:
+    """How much faster with train.compile. A rehearsal needs no compiler."""
+    size = 2 * scale.windows
+    name = f"micro_batch_{size}"
+    return time_runs(scale, result, folder, {name: (size, False), f"{name}_compiled": (size, scale.device == "cuda")})
+
+
+def time_runs(scale: Scale, result: Result, folder: Path, runs: dict[str, tuple[int, bool]]) -> bool:
+    """The speed of runs one after the other, by name, with so large a micro-batch, compiled or not."""
     result["setting"] = {"global_batch": 2 * scale.windows, "seq_len": scale.seq_len, "zero": 1, "precision": "bf16"}
+    result["runs"] = {}
+    for name, (micro_batch, compiled) in runs.items():
+        inputs = timed_inputs(scale, folder / name, compiled)
+        errors = inputs.train({"run": inputs.command("run", inputs.deepspeed(1, "bf16", micro_batch))}, at_once=1)
+        result["runs"][name] = {"error": errors["run"]} if errors else speeds(inputs, name, scale.phase)
+        shutil.rmtree(inputs.folder)
     graph = "recorded" if scale.device == "cuda" else "no GPU"
     return all(found.get("graph") == graph for found in result["runs"].values())
 
 
-def timed_inputs(scale: Scale, folder: Path) -> Inputs:
+def timed_inputs(scale: Scale, folder: Path, compiled: bool) -> Inputs:
     """As many steps at full width as in closing, and twice as many narrowed."""
     phase, interval = scale.phase, scale.phase // 3
     inputs = Inputs(folder, scale.device, threads=max(1, (os.cpu_count() or 2) // 2))
     train = {"steps": 4 * phase, "global_batch": 2 * scale.windows, "log_every": max(phase // 6, 1)}
-    train |= {"checkpoint_every": 4 * phase, "evaluate_every": 4 * phase}
+    train |= {"checkpoint_every": 4 * phase, "evaluate_every": 4 * phase, "compile": compiled}
     schedule = {"start_step": phase, "interval_steps": interval, "increments": 2, "decay_steps": phase - interval}
     data = {"seq_len": scale.seq_len, "heldout_windows": min(scale.windows, 64)}
     target = {"hidden": scale.target, "head_size": scale.target // scale.teacher.heads}
@@ -279,10 +291,10 @@ def timed_inputs(scale: Scale, folder: Path) -> Inputs:
 
 
 def speeds(inputs: Inputs, run: str, phase: int) -> Result:
-    """Medians over the logged intervals of each phase but the first, in which things are recorded."""
-    lines = inputs.metrics(run)
+    """Medians over the logged intervals of each phase but the first, in which things are compiled and recorded."""
+    lines = inputs.metrics("run")
     ends = {"full width, scored": phase, "closing": 2 * phase, "narrowed": lines[-1]["step"]}
-    found, begins = inputs.about(run), 1
+    found, begins = inputs.about("run"), 1
     for name, end in ends.items():
         of_phase = [line for line in lines if begins < line["step"] <= end][1:]
         speed = [line["tokens_per_s"] for line in of_phase]

@@ -56,7 +56,7 @@ ROUNDING = (1e-4, 1e-2)
 """Relative differences of losses and gradients that sums in another order make in bf16; a stale tensor, a forgotten
 micro-batch or another seed make more."""
 PROFILE = "profile.txt"
-KERNELS = 25
+KERNELS = 40
 """Rows of a profile's table."""
 
 
@@ -340,9 +340,11 @@ def profile(scale: Scale, result: Result, folder: Path) -> bool:
             "kernels": sum(event.count for event in on_device),
             "busy_ms": sum(event.self_device_time_total for event in on_device) / 1e3,
         }
-        order = f"self_{setting.device}_time_total"
-        listed = kernels.table(sort_by=order, row_limit=KERNELS, max_name_column_width=80)
-        text.append(f"{name}: {result['rows'][name]}\n{listed}")
+        how = {"sort_by": f"self_{setting.device}_time_total", "row_limit": KERNELS, "max_name_column_width": 80}
+        text.append(f"{name}: {result['rows'][name]}\n{kernels.table(**how)}")
+        if not name.endswith("_recorded"):  # a replay has no operations, and so no shapes
+            shapes = profiler.key_averages(group_by_input_shape=True)
+            text.append(f"{name}, by shapes\n{shapes.table(**how, max_shapes_column_width=120)}")
         (folder / PROFILE).write_text("\n\n".join(text) + "\n", encoding="utf-8")
     return not said
 
@@ -361,5 +363,5 @@ def host_and_device(setting: Setting, row: Row, batches: list[MicroBatch], steps
 @contextlib.contextmanager
 def profiled(setting: Setting) -> Iterator[torch.profiler.profile]:
     kinds = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * (setting.device == "cuda")]
-    with without_stderr(), torch.profiler.profile(activities=kinds) as profiler:
+    with without_stderr(), torch.profiler.profile(activities=kinds, record_shapes=True) as profiler:
         yield profiler
