@@ -29,8 +29,9 @@ from pipeline.recipe import DISTILLATIONS, Recipe
 
 LOCK = "lock"
 SLURM = "slurm"
-_MAY_CHANGE = ("train.steps", "train.hang_minutes")
-"""Keys that a resumed run may set anew: steps may grow, and how long a rank may stand still is not about training."""
+_MAY_CHANGE = ("train.steps", "train.hang_minutes", "train.compile")
+"""Keys that a resumed run may set anew: steps may grow, how long a rank may stand still is not about training, and the
+next machine may have no compiler, or no use for one."""
 _HOW = ("train.cuda_graph", "data.reader")
 """Keys without an effect on what is trained; older recipes lack them."""
 

@@ -168,10 +168,13 @@ def _now(device: torch.device) -> float:
 
 
 def memory_in_use(device: torch.device) -> tuple[int, int]:
-    """Bytes this process holds in main memory now, and the most it had allocated on its GPU since the last call."""
+    """Bytes this process holds in main memory now, and the most torch held on its GPU for it since the last call.
+
+    Held, not allocated: what a recorded micro-step works in counts as allocated while it is recorded alone.
+    """
     resident = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * resource.getpagesize()
     if device.type != "cuda":
         return resident, 0
-    allocated = torch.cuda.max_memory_allocated(device)
+    held = torch.cuda.max_memory_reserved(device)
     torch.cuda.reset_peak_memory_stats(device)
-    return resident, allocated
+    return resident, held

@@ -33,10 +33,12 @@ def test_rows_have_medians_and_the_range_of_the_rounds():
 
 
 def test_the_trainer_here_is_measured_after_it_was_narrowed(tmp_path):
-    arguments = argparse.Namespace(rounds=1, precisions=["bf16"], steps=host_time.SETTLED + 2 * host_time.LOG_EVERY)
-    (row,) = host_time.measure(arguments, {"here": ROOT}, tmp_path).values()
+    steps = host_time.SETTLED + 2 * host_time.LOG_EVERY
+    arguments = argparse.Namespace(rounds=1, precisions=["bf16"], widths=[(16, 8)], steps=steps)
+    ((name, row),) = host_time.measure(arguments, {"here": ROOT}, tmp_path).items()
+    assert name == "bf16, 16 to 8, here"
     assert row["host_ms"] > 0 and all(row["time_ms"][phase] > 0 for phase in ("forward", "backward", "optimizer"))
-    said = (tmp_path / "bf16_0_0.log").read_text()
+    said = (tmp_path / "16_8" / "bf16_0_0.log").read_text()
     assert f"step {host_time.NARROWED}: every gate is closed or open, narrowed to" in said
 
 
@@ -44,3 +46,15 @@ def test_too_few_steps_are_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["host_time.py", "--json", str(tmp_path / "out.json"), "--steps", "20"])
     with pytest.raises(UserError, match="--steps 20 must be at least 30"):
         host_time.main()
+
+
+@pytest.mark.parametrize("text", ["24", "24:", "12:24", "12:12", "12:0", "a:b"])
+def test_widths_that_cannot_be(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="is no FROM:TO, such as 24:12"):
+        host_time.width_pair(text)
+
+
+def test_widths_are_multiples_of_the_heads():
+    assert host_time.width_pair("24:12") == (24, 12)
+    with pytest.raises(argparse.ArgumentTypeError, match="'24:11': both must be multiples of 2"):
+        host_time.width_pair("24:11")

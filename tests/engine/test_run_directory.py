@@ -48,10 +48,11 @@ def test_the_start_is_recorded(run):
     assert f"commit: {commit()}" in environment and "not installed" not in environment
 
 
-def test_the_same_recipe_goes_on_and_may_grow(run):
+def test_the_same_recipe_goes_on_and_may_grow_or_be_compiled(run):
     before = contents(run)
     assert resume_point(run, recipe()) == (run / "checkpoints" / "step_4", [])
     assert resume_point(run, recipe(steps=9)) == (run / "checkpoints" / "step_4", [])
+    assert resume_point(run, recipe(compile=True)) == (run / "checkpoints" / "step_4", [])
     with pytest.raises(UserError, match=r"started for 4 steps; train\.steps may grow, not shrink to 3"):
         resume_point(run, recipe(steps=3))
     with pytest.raises(UserError, match=r"holds another run: its train\.lr is 0\.001, not 0\.5"):
