@@ -16,8 +16,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = sorted(
     path for pattern in ("*.md", "docs/*.md", "preprocessing/*.md", "teachers/*/*.md") for path in ROOT.glob(pattern)
 )
+PHASES = ("full width, scored", "closing", "narrowed")
+"""Of a trainer's run on a GPU."""
 TEACHER, STUDENT = BertShape(12, 768, 12, 3072, 30522), BertShape(12, 192, 12, 768, 30522)
-COMPILED = ", compiled"
 
 
 def document(name: str) -> str:
@@ -113,55 +114,96 @@ def test_the_table_of_the_demo_is_that_of_its_results():
         assert lead in document(name), lead
 
 
-def test_the_table_of_steps_is_that_of_both_machines():
-    machines = [results(name)["rows"] for name in ("2026-11-28_step_time_192_16k", "2026-11-27_step_time_192_h200")]
-    shown = table("docs/cost.md", "step")
-    assert {name.replace(COMPILED, "_compiled") for name in shown} == machines[0].keys() | machines[1].keys()
+def counted(rows: dict[str, Any], name: str) -> str:
+    return f"{rows[name]['macs_per_step'] / rows['student']['macs_per_step']:.2f}"
+
+
+def test_the_table_of_steps_on_the_cpu():
+    rows, shown = results("2026-11-28_step_time_192_16k")["rows"], table("docs/cost.md", "step")
+    assert shown.keys() == rows.keys()
+    for name, cells in shown.items():
+        row, (least, most) = rows[name], rows[name]["times_student_step_range"]
+        expected = [f"{row['tokens_per_s']:,.0f}", f"{row['times_student_step']:.2f}", f"{least:.2f} to {most:.2f}"]
+        assert cells == [*expected, counted(rows, name)], name
+
+
+def test_the_tables_of_steps_and_of_the_trainer_on_a_gpu():
+    measured = results("2026-11-28_gpu_h200")["sections"]
+    sections = [measured[name]["rows"] for name in ("steps", "steps_double")]
+    shown = table("docs/cost.md", "on an H200")
+    assert {name.replace(", ", "_") for name in shown} == sections[0].keys()
     for name, cells in shown.items():
         expected = []
-        for rows in machines:
-            row = rows.get(name.replace(COMPILED, "_compiled"))
-            least, most = row["times_student_step_range"] if row else (0, 0)
-            expected += (
-                [
-                    f"{row['tokens_per_s']:,.0f}",
-                    f"{row['times_student_step']:.2f}",
-                    f"{least:.2f} to {most:.2f}",
-                    f"{row['macs_per_step'] / rows['student']['macs_per_step']:.2f}",
-                ]
-                if row
-                else [""] * 4
-            )
+        for rows in sections:
+            row = rows[name.replace(", ", "_")]
+            expected += [f"{row['tokens_per_s']:,.0f}", f"{row['times_student_step']:.2f}"]
+            expected.append(counted(rows, name.replace(", ", "_")))
         assert cells == expected, name
+    runs = [*measured["trainer"]["runs"].values()]
+    runs += results("2026-11-28_gpu_h200_compiled")["sections"]["trainer_compiled"]["runs"].values()
+    shown = table("docs/cost.md", "the trainer on an H200, tokens/s")
+    assert list(shown.values()) == [[f"{run[phase]['tokens_per_s']:,.0f}" for phase in PHASES] for run in runs]
 
 
 def test_the_sentences_on_narrowed_steps_say_what_was_measured():
-    cpu, h200 = (results(name)["rows"] for name in ("2026-11-28_step_time_192_16k", "2026-11-27_step_time_192_h200"))
+    cpu, text = results("2026-11-28_step_time_192_16k")["rows"], document("docs/cost.md")
     faster, student = "times_faster_than_chained", "times_student_step"
-    narrowed, compiled = h200["narrowed"], h200["narrowed_compiled"]
-    assert f"is {cpu['narrowed'][faster]:.1f} times as fast as chained" in document("docs/cost.md")
-    assert f"Narrowed takes {cpu['narrowed'][student]:.2f} times the student's step" in document("docs/cost.md")
+    assert f"is {cpu['narrowed'][faster]:.1f} times as fast as chained" in text
+    assert f"Narrowed takes {cpu['narrowed'][student]:.2f} times the student's step" in text
     for name in ("chained", "student"):
-        assert f"{cpu[name]['utilisation']:.0%}".replace("%", " %") in document("docs/cost.md")
+        assert f"{cpu[name]['utilisation']:.0%}".replace("%", " %") in text
     earlier = results("2026-11-23_step_time_192_16k")["rows"]["narrowed"][faster]
     avx2 = results("2026-11-28_step_time_192_16k_avx2")["rows"]["narrowed"][faster]
     for words in (f"it is {avx2:.1f} times as fast", f"AMD EPYC reached {earlier:.1f}"):
-        assert words in document("docs/cost.md")
-    assert f"{narrowed[faster]:.1f} times as fast as chained (compiled {compiled[faster]:.1f})" in document(
-        "docs/cost.md"
-    )
-    assert f"{narrowed[student]:.1f} times the student's step (compiled {compiled[student]:.1f})" in document(
-        "docs/cost.md"
-    )
-    assert f"reaches {narrowed['utilisation']:.0%}".replace("%", " %") in document("docs/cost.md")
+        assert words in text
     readme = document("README.md")
     assert f"{cpu['narrowed'][faster]:.1f} times as fast as the published chain" in readme
     assert f"takes {cpu['narrowed'][student]:.2f} times a plain step" in readme
-    assert f"the factors are {narrowed[faster]:.1f} and {narrowed[student]:.1f}" in readme
     for name in ("516_16k", "192_64k", "516_64k"):
         row = results(f"2026-11-23_step_time_{name}")["rows"]["narrowed"]
-        linked = f"[{row[student]:.2f}](../benchmarks/results/2026-11-23_step_time_{name}.json)"
-        assert linked in document("docs/cost.md")
+        assert f"[{row[student]:.2f}](../benchmarks/results/2026-11-23_step_time_{name}.json)" in text
+
+
+def test_the_sentences_on_a_gpu_say_what_was_measured():
+    measured, compiled = (results(f"2026-11-28_gpu_h200{name}")["sections"] for name in ("", "_compiled"))
+    before = results("2026-11-27_step_time_192_h200")["rows"]["narrowed"]
+    steps = [measured[name] for name in ("steps", "steps_double")]
+    times = [section["narrowed_over_student_recorded"] for section in steps]
+    said = ["{:.2f} ({:.2f} to {:.2f}) times".format(found["median"], *found["range"]) for found in times]
+    fast = [section["rows"]["narrowed_recorded"]["times_faster_than_chained"] for section in steps]
+    profiled = measured["profile"]["rows"]["narrowed_recorded"]
+    slow, quick = (compiled["trainer_compiled"]["runs"][f"micro_batch_960{name}"] for name in ("", "_compiled"))
+    gains = [quick[phase]["tokens_per_s"] / slow[phase]["tokens_per_s"] for phase in PHASES]
+    rates = {name: row["tokens_per_s"] / 1e6 for name, row in compiled["compiled"]["rows"].items()}
+    by_size = [measured["trainer"]["runs"][f"micro_batch_{size}"]["narrowed"]["tokens_per_s"] for size in (480, 960)]
+    runs = [*measured["trainer"]["runs"].values(), slow, quick]
+    waiting = max(run[phase]["waiting_for_data"] for run in runs for phase in PHASES)
+    utilised = [f"{100 * quick[phase]['model_flop_utilisation']:.0f} %" for phase in ("full width, scored", "narrowed")]
+
+    def hours(run: dict[str, Any], full: int) -> str:
+        speeds = [run[phase]["tokens_per_s"] for phase in ("full width, scored", "narrowed")]
+        return f"{(full / speeds[0] + (400_000 - full) / speeds[1]) * 960 * 128 / 3600:.1f}"
+
+    shown = [
+        f"takes {said[0]} the student's step** with 61,440 tokens, and {said[1]} with",
+        f"It is {fast[0]:.1f} and {fast[1]:.1f} times as fast as chained",
+        f"took {before['times_student_step']:.1f} times the student's step, and did {before['tokens_per_s']:,.0f}",
+        f"takes {profiled['step_ms']:.1f} ms, and its kernels run for {profiled['busy_ms']:.1f}",
+        f"{gains[0]:.2f} times as fast at full width, {gains[1]:.2f} while gates close, {gains[2]:.2f} narrowed",
+        f"{rates['student_recorded']:.2f} to {rates['student_compiled_recorded']:.2f} million",
+        f"from {rates['narrowed_recorded']:.2f} to {rates['narrowed_compiled_recorded']:.2f} narrowed",
+        f"{by_size[1] / by_size[0]:.2f} times as fast as 480",
+        f"at most {100 * waiting:.1f} % of the time",
+        f"{utilised[0]} of its measured peak at full width, but {utilised[1]} narrowed",
+        f"would take {hours(quick, 12_000)} hours for `bert_base_to_11m` and {hours(quick, 8_500)} for",
+        f"({hours(slow, 12_000)} and {hours(slow, 8_500)} without compiling)",
+    ]
+    assert [words for words in shown if words not in document("docs/cost.md")] == []
+    assert f"factors are {fast[1]:.1f} and {times[1]['median']:.2f}" in document("README.md")
+    tokens = [quick[phase]["tokens_per_s"] / 1e6 for phase in ("full width, scored", "narrowed")]
+    assert f"{tokens[0]:.2f} million tokens a second at full width and {tokens[1]:.1f} million" in document("README.md")
+    assert f"{min(gains):.2f} to {max(gains):.2f} times as fast" in document("docs/decisions.md")
+    assert f"{hours(quick, 8_500)} hours on one H200" in document("docs/cluster.md")
 
 
 @pytest.mark.parametrize("name", ["192_16k", "192_4x4k"])
@@ -212,7 +254,8 @@ def test_what_the_advice_counts():
     batch = Batch(480, 128, 19)
     plain = step_macs("student", TEACHER, STUDENT, batch)
     composed, narrowed = (step_macs(form, TEACHER, STUDENT, batch) / plain for form in ("composed", "narrowed"))
-    assert f"it would be {composed:.2f} for composed, and {narrowed:.2f} for narrowed" in text
+    shown = table("docs/cost.md", "on an H200")
+    assert [shown[name][2] for name in ("composed", "narrowed")] == [f"{composed:.2f}", f"{narrowed:.2f}"]
     assert f"a narrowed step is {ratio(960):.2f} times the student's step" in text
     assert f"{ratio(960 // 8):.2f} times the student's on 8 ranks and {ratio(960 // 64):.1f} times on 64" in text
     held = {name: trained_parameters(name, TEACHER, STUDENT) for name in ("composed", "narrowed", "student")}
@@ -261,7 +304,9 @@ def test_every_results_file_is_named_by_a_document_and_says_how_it_was_measured(
     named = {Path(link).name for path in DOCUMENTS for link in links(path)}
     for path in RESULTS.glob("*.json"):
         assert path.name in named, path.name
-        assert results(path.stem).keys() >= {"machine", "versions", "commit", "date", "command", "not_measured", "rows"}
+        found = results(path.stem)
+        assert found.keys() >= {"machine", "versions", "commit", "date", "command", "not_measured"}
+        assert "rows" in found or "sections" in found
 
 
 def test_attention_beside_the_teachers_is_as_measured():
@@ -324,16 +369,16 @@ def test_the_hosts_milliseconds_are_as_measured():
     rows = results("2026-11-28_host_time")["rows"]
     shown = table("docs/cost.md", "milliseconds a step")
 
-    def cell(row):
-        least, most = row["host_ms_range"]
-        return f"{row['host_ms']:.1f} ({least:.1f} to {most:.1f})"
+    def cell(row: dict[str, Any]) -> str:
+        return "{:.1f} ({:.1f} to {:.1f})".format(row["host_ms"], *row["host_ms_range"])
 
-    larger = results("2026-11-28_host_time_24")["rows"]
-    for precision in ("fp32", "bf16"):
-        found = [cell(row) for name, row in rows.items() if name.startswith(precision)]
-        assert shown[precision] == found
-        earlier, now = (f"{row['host_ms']:.1f}" for name, row in larger.items() if name.startswith(precision))
-        assert f"{earlier} and {now} in {precision}" in document("docs/cost.md")
+    for widths, cells in shown.items():
+        earlier, now = (row for name, row in rows.items() if name.startswith(f"{widths}, "))
+        assert cells == [cell(earlier), cell(now), f"{earlier['host_ms'] / now['host_ms']:.1f}"], widths
+    assert {name.rpartition(", ")[0] for name in rows} == shown.keys()
+    slower = results("2026-11-28_host_time_24")["rows"]
+    earlier, now = (f"{row['host_ms']:.1f}" for name, row in slower.items() if name.startswith("bf16"))
+    assert f"24 to 12 took {now}, and {earlier} before" in document("docs/cost.md")
 
 
 def test_compiled_steps_on_the_cpu_take_as_long_as_measured():

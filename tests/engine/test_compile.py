@@ -7,6 +7,7 @@ torch has compiled. A job is a backend and the arguments of pipeline/train.py.
 """
 
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -28,12 +29,12 @@ FORMS = {0, LAST_CHOICE, NARROWED}
 STAGES = (0, 1, 3)
 
 
-def write_job(directory: Path, name: str, stage: int, compiled: bool) -> list[str]:
+def write_job(directory: Path, name: str, stage: int, compiled: bool, checkpoint_every: int = 100) -> list[str]:
     """The arguments that train into directory/name, with every option that the forward pass depends on."""
     from tests.support.runs import recipe_values, train_command, write_deepspeed, write_recipe
 
     schedule = {"start_step": START, "increments": INCREMENTS, "decay_steps": DECAY}
-    length = {"steps": STEPS, "checkpoint_every": 100, "evaluate_every": 4}
+    length = {"steps": STEPS, "checkpoint_every": checkpoint_every, "keep_checkpoints": STEPS, "evaluate_every": 4}
     values = recipe_values(
         directory / "shards",
         directory / "teacher",
@@ -104,6 +105,28 @@ def test_the_code_that_a_real_run_is_compiled_to_trains_the_same(inputs):
     graphs = train_all(inputs, [("inductor", write_job(inputs, name, 1, compiled)) for name, compiled in runs.items()])
     assert np.diff([0, *graphs["code"]]).tolist() == [int(step in FORMS) for step in range(STEPS)]
     assert_same_losses(inputs / "code", inputs / "plain_again")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ here")
+def test_a_compiled_run_resumes_bit_for_bit_in_every_form(inputs):
+    train_all(inputs, [("inductor", write_job(inputs, "whole", 1, True, checkpoint_every=1))])
+    jobs, forms = [], (1, LAST_CHOICE - 1, NARROWED - 1)
+    for step in forms:
+        resumed = inputs / f"from_{step}"
+        shutil.copytree(inputs / "whole", resumed)
+        for checkpoint in (resumed / "checkpoints").glob("step_*"):
+            if int(checkpoint.name[5:]) > step:
+                shutil.rmtree(checkpoint)
+        jobs.append(("inductor", write_job(inputs, resumed.name, 1, True, checkpoint_every=1)))
+    train_all(inputs, jobs)
+    last = Path("checkpoints", f"step_{STEPS}")
+    names = {path.name for path in (inputs / "whole" / last).glob("*.safetensors")}
+    assert len(names) >= 3
+    for step, name in itertools.product(forms, names):
+        whole, resumed = ((inputs / run / last / name).read_bytes() for run in ("whole", f"from_{step}"))
+        assert whole == resumed, (step, name)
 
 
 def main() -> None:

@@ -43,6 +43,8 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 5e-3}
 """Largest relative difference of a loss on another number of ranks: about five roundings of the precision, and what
 follows from them in eight steps."""
 NOT_MEASURED = "not measured"
+ON_GPU = "benchmarks/results/2026-11-28_gpu_h200.json"
+"""What benchmarks/gpu.py found on one."""
 COLUMNS = ("trains", "resumes", "changes ranks", "folds")
 
 
@@ -155,18 +157,21 @@ class Table:
             "(float64). Offloaded state and model lie on the CPU alike here. fp16 is allowed on CPUs for this test "
             "alone; the trainer refuses it there.",
             f"Written by `python tests/engine/faults/configurations.py` on {time.strftime('%Y-%m-%d')}: {machine()}, "
-            f"CPUs (gloo); torch {found['torch']}, deepspeed {found['deepspeed']}, commit {commit()}.",
+            f"CPUs (gloo); torch {found['torch']}, deepspeed {found['deepspeed']}, commit {commit()}. The last column "
+            f"is of `benchmarks/gpu.py` ([results](../{ON_GPU})): the same files, one rank, another tiny model.",
         )
         lines = [
             "# Configurations",
             *(f"\n{textwrap.fill(paragraph, 118, break_on_hyphens=False)}" for paragraph in about),
             "",
-            f"| configuration | {' | '.join(COLUMNS)} | the same on GPUs (nccl) |",
+            f"| configuration | {' | '.join(COLUMNS)} | resumes on an NVIDIA H200 (nccl) |",
             f"|{'---|' * (len(COLUMNS) + 2)}",
         ]
+        on_gpu = json.loads((ROOT / ON_GPU).read_text())["sections"]["zero"]["runs"]
         for name, cells in self.cells.items():
             values = [cells.get(column, NOT_MEASURED) for column in COLUMNS]
-            lines.append(f"| `{name}` | {' | '.join(values)} | {NOT_MEASURED} |")
+            values.append(on_gpu[name]["resumes"] if name in on_gpu else NOT_MEASURED)
+            lines.append(f"| `{name}` | {' | '.join(values)} |")
         return "\n".join(lines) + "\n"
 
 
