@@ -10,7 +10,8 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,10 @@ SMALL_TARGET = {"hidden": 32, "head_size": 8}
 SMALL_BATCH, SMALL_MICRO = 16, 8
 SMALL_TOKENS = 20_000
 STATE = ("parameters", "exp_avg", "exp_avg_sq", "compaction")
+PHASES = ("full width, scored", "closing", "narrowed")
+"""Of a timed run."""
+OTHER_MASKS = 0.01
+"""Relative difference of losses that other dropout makes: compiled code draws its own."""
 MINUTES = 5
 """After so many a run is ended."""
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -202,11 +207,30 @@ def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
 
 def zero(scale: Scale, result: Result, folder: Path) -> bool:
     """Whether every stage and precision trains, narrows, resumes and folds here."""
+    return resumed_and_folded(scale, result, folder, every_stage, compiled=False)
+
+
+def zero_compiled(scale: Scale, result: Result, folder: Path) -> bool:
+    """The same of ZeRO 1 in bf16, compiled. A rehearsal needs no compiler."""
+
+    def one(scale: Scale, inputs: Inputs) -> dict[str, Path]:
+        return {"zero1_bf16": inputs.deepspeed(1, "bf16", SMALL_MICRO)}
+
+    return resumed_and_folded(scale, result, folder, one, compiled=scale.device == "cuda")
+
+
+def resumed_and_folded(
+    scale: Scale,
+    result: Result,
+    folder: Path,
+    configurations: Callable[[Scale, Inputs], dict[str, Path]],
+    compiled: bool,
+) -> bool:
     steps, interrupted = 12, 4
     schedule = {"start_step": 2, "interval_steps": 1, "increments": 3, "decay_steps": 2}
-    keep = {"checkpoint_every": interrupted, "keep_checkpoints": 9, "evaluate_every": 5}
+    keep = {"checkpoint_every": interrupted, "keep_checkpoints": 9, "evaluate_every": 5, "compile": compiled}
     inputs = small_inputs(scale, folder, steps, schedule, **keep)
-    configs = every_stage(scale, inputs)
+    configs = configurations(scale, inputs)
     errors = inputs.train({name: inputs.command(name, config) for name, config in configs.items()}, scale.at_once)
     runs = result["runs"] = {name: {"error": error} for name, error in errors.items()}
     trained = [name for name in configs if name not in errors]
@@ -258,10 +282,18 @@ def trainer(scale: Scale, result: Result, folder: Path) -> bool:
 
 
 def trainer_compiled(scale: Scale, result: Result, folder: Path) -> bool:
-    """How much faster with train.compile. A rehearsal needs no compiler."""
-    size = 2 * scale.windows
-    name = f"micro_batch_{size}"
-    return time_runs(scale, result, folder, {name: (size, False), f"{name}_compiled": (size, scale.device == "cuda")})
+    """How much faster with train.compile, whose losses must be as without. A rehearsal needs no compiler."""
+    size, on_gpu = 2 * scale.windows, scale.device == "cuda"
+    plain, compiled = f"micro_batch_{size}", f"micro_batch_{size}_compiled"
+    if not time_runs(scale, result, folder, {plain: (size, False), compiled: (size, on_gpu)}):
+        return False
+    runs = result["runs"]
+    pairs = zip(runs[plain]["losses"], runs[compiled]["losses"], strict=True)
+    result["losses_apart"] = max(abs(one - other) / one for one, other in pairs)
+    result["times_as_fast"] = {
+        phase: runs[compiled][phase]["tokens_per_s"] / runs[plain][phase]["tokens_per_s"] for phase in PHASES
+    }
+    return result["losses_apart"] < OTHER_MASKS and (not on_gpu or min(result["times_as_fast"].values()) > 1)
 
 
 def time_runs(scale: Scale, result: Result, folder: Path, runs: dict[str, tuple[int, bool]]) -> bool:
@@ -269,9 +301,10 @@ def time_runs(scale: Scale, result: Result, folder: Path, runs: dict[str, tuple[
     result["setting"] = {"global_batch": 2 * scale.windows, "seq_len": scale.seq_len, "zero": 1, "precision": "bf16"}
     result["runs"] = {}
     for name, (micro_batch, compiled) in runs.items():
-        inputs = timed_inputs(scale, folder / name, compiled)
+        inputs, began = timed_inputs(scale, folder / name, compiled), time.monotonic()
         errors = inputs.train({"run": inputs.command("run", inputs.deepspeed(1, "bf16", micro_batch))}, at_once=1)
         result["runs"][name] = {"error": errors["run"]} if errors else speeds(inputs, name, scale.phase)
+        result["runs"][name]["took_seconds"] = round(time.monotonic() - began, 1)
         shutil.rmtree(inputs.folder)
     graph = "recorded" if scale.device == "cuda" else "no GPU"
     return all(found.get("graph") == graph for found in result["runs"].values())
@@ -290,11 +323,11 @@ def timed_inputs(scale: Scale, folder: Path, compiled: bool) -> Inputs:
     return inputs
 
 
-def speeds(inputs: Inputs, run: str, phase: int) -> Result:
-    """Medians over the logged intervals of each phase but the first, in which things are compiled and recorded."""
+def speeds(inputs: Inputs, label: str, phase: int) -> Result:
+    """Medians over the logged intervals of each phase without its first; what is recorded later falls out with them."""
     lines = inputs.metrics("run")
-    ends = {"full width, scored": phase, "closing": 2 * phase, "narrowed": lines[-1]["step"]}
-    found, begins = inputs.about("run"), 1
+    ends = dict(zip(PHASES, (phase, 2 * phase, lines[-1]["step"]), strict=True))
+    found, begins = {**inputs.about("run"), "losses": [line["loss"] for line in lines]}, 1
     for name, end in ends.items():
         of_phase = [line for line in lines if begins < line["step"] <= end][1:]
         speed = [line["tokens_per_s"] for line in of_phase]
@@ -310,5 +343,5 @@ def speeds(inputs: Inputs, run: str, phase: int) -> Result:
             "time_ms": times,
         }
         begins = end
-        print(f"{run}, {name}: {found[name]['tokens_per_s']:,.0f} tokens/s", flush=True)
+        print(f"{label}, {name}: {found[name]['tokens_per_s']:,.0f} tokens/s", flush=True)
     return found

@@ -333,7 +333,11 @@ def profile(scale: Scale, result: Result, folder: Path) -> bool:
             row.step(batches)
             setting.synchronise()
         kernels = profiler.key_averages()
-        on_device = [event for event in kernels if event.device_type == torch.autograd.DeviceType.CUDA]
+        on_device = [
+            event
+            for event in kernels
+            if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation
+        ]
         result["rows"][name] = {
             "host_ms": 1e3 * host,
             "step_ms": 1e3 * whole,

@@ -16,7 +16,7 @@ The milliseconds are those of `time_ms` in the runs' metrics.jsonl, without logg
 round the median over the logged steps of the narrowed model, then the median over rounds, with their range. The
 breakdown is by phase: medians over all logged steps of all rounds, whose sum need not be the whole.
 
-The machine must be quiet. It takes a quarter of an hour.
+The machine must be quiet. It takes some fifteen minutes.
 """
 
 import argparse
@@ -149,7 +149,7 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.steps < SETTLED + 2 * LOG_EVERY:
         raise UserError(f"--steps {arguments.steps} must be at least {SETTLED + 2 * LOG_EVERY}")
-    head = measured(not_measured="GPUs, several ranks, accumulation, full width; what the arithmetic costs")
+    head = measured(not_measured="GPUs, several ranks, accumulation, full width")
     with temporary_folder() as folder, checked_out(arguments.before, folder / "before") as before:
         trees = {commit_of(arguments.before): before, f"{commit()} (here)": ROOT}
         rows = measure(arguments, trees, folder)

@@ -234,7 +234,7 @@ class TrainConfig:
     evaluate_every: int = 1000
     log_every: int = 10
     compile: bool = False
-    """Put the training forward pass through torch.compile, which pays on GPUs. It takes a minute or more at the first
+    """Put the training forward pass through torch.compile, which pays on GPUs. It takes up to a minute at the first
     step and wherever the model changes its form: when gates first count, at the last choice, when it is narrowed."""
     cuda_graph: Literal["auto", "off"] = "auto"
     """auto: a GPU records the training of a micro-batch once and replays it. It computes the same either way."""

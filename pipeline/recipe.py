@@ -121,6 +121,13 @@ CHECKS: dict[MethodName, Callable[[Recipe], Iterator[str]]] = {
 refused where there is no torch."""
 
 
+MAY_CHANGE = ("train.steps", "train.hang_minutes", "train.compile")
+"""Keys that a resumed run may set anew: steps may grow, how long a rank may stand still is not about training, and the
+next machine may have no compiler, or no use for one."""
+HOW = ("train.cuda_graph", "data.reader")
+"""Keys without an effect on what is trained; older recipes lack them."""
+
+
 def load_recipe(
     path: Path, options: list[str], elsewhere: Callable[[Recipe], Iterable[str]] = lambda recipe: ()
 ) -> Recipe:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.cost import trained_parameters
 from pipeline.errors import Refusals, UserError, refuse
-from pipeline.recipe import DISTILLATIONS, Recipe, load_recipe
+from pipeline.recipe import DISTILLATIONS, HOW, MAY_CHANGE, Recipe, load_recipe
 from pipeline.stages import ROOT
 from pipeline.teacher_files import teacher_shape
 from pipeline.train import faults_here
@@ -22,8 +22,8 @@ from slurm.resources import Resources
 
 CODE = ("pipeline", "preprocessing", "slurm", "setup.py", ":!slurm/site.yaml")
 """What runs. Recipes, DeepSpeed files and the site file are copied into the run directory."""
-MAY_CHANGE = ("train.steps", "train.hang_minutes", "data.shards", "data.heldout", "teacher.path")
-"""Keys of a recipe that the trainer compares by what they mean, or lets change."""
+LEFT_TO_THE_TRAINER = (*MAY_CHANGE, *HOW, "data.shards", "data.heldout", "teacher.path")
+"""Keys of a recipe that it compares by what they mean, or lets change."""
 _BYTES_OF_A_PARAMETER = 12
 """In a checkpoint: the fp32 weight and its two moments."""
 
@@ -129,7 +129,7 @@ def refuse_another_recipe(run: Path, recipe: Recipe) -> None:
         return
     old, new = (_flat(known.to_dict()) for known in (load_recipe(run / FOLDER / "recipe.yaml", []), recipe))
     for key in sorted(old.keys() | new.keys(), key=lambda key: (key != "method", key)):
-        if old.get(key) != new.get(key) and key not in MAY_CHANGE:
+        if old.get(key) != new.get(key) and key not in LEFT_TO_THE_TRAINER:
             change = f"its {key} is {old.get(key)!r}, not {new.get(key)!r}"
             raise UserError(f"{run} holds another run: {change}; choose another --run")
 

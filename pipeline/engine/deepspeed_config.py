@@ -106,7 +106,7 @@ def load_deepspeed_config(path: Path, train: TrainConfig, ranks: int) -> dict[st
     if train.compile:
         from deepspeed.accelerator import get_accelerator
 
-        require_compiler("train.compile: true", get_accelerator().device_name())
+        require_compiler("train.compile", get_accelerator().device_name())
     # Offloaded or not, the optimizer is torch's AdamW: DeepSpeed's own for CPUs has to be compiled first.
     config["zero_force_ds_cpu_optimizer"] = False
     # DeepSpeed's throughput timer waits for the device in every forward pass and step; the trainer has its own.

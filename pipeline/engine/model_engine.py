@@ -158,5 +158,7 @@ class ModelEngine:
         load_parameters(successor, state["parameters"])
         self._engine.destroy()
         del self._engine, self.micro_step  # or both models would lie in memory for a moment
+        if self._world.device.type == "cuda":
+            torch.cuda.empty_cache()
         self._start(method)
         self.restore(state, steps, scaler)

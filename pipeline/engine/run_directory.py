@@ -25,15 +25,10 @@ from pipeline.engine.stopping import STOPPED
 from pipeline.environment import commit, machine, versions
 from pipeline.errors import DataError, UserError
 from pipeline.files import write_atomically, writing
-from pipeline.recipe import DISTILLATIONS, Recipe
+from pipeline.recipe import DISTILLATIONS, HOW, MAY_CHANGE, Recipe
 
 LOCK = "lock"
 SLURM = "slurm"
-_MAY_CHANGE = ("train.steps", "train.hang_minutes", "train.compile")
-"""Keys that a resumed run may set anew: steps may grow, how long a rank may stand still is not about training, and the
-next machine may have no compiler, or no use for one."""
-_HOW = ("train.cuda_graph", "data.reader")
-"""Keys without an effect on what is trained; older recipes lack them."""
 
 
 class DirectoryLock:
@@ -170,8 +165,8 @@ def _may_differ(name: str, old: Any, new: Any, trained: bool, distilled: bool) -
     And a relative teacher.path stays relative where the teacher is there no longer, which a run that has its weights
     does not need.
     """
-    if name in _MAY_CHANGE or name in _HOW:
-        return old is not None or name in _HOW
+    if name in MAY_CHANGE or name in HOW:
+        return old is not None or name in HOW
     if name == "data.shards":
         return trained and _weights(old) == _weights(new)
     if isinstance(old, str) and isinstance(new, str):

@@ -41,7 +41,9 @@ def test_what_runs_in_one_process_is_rehearsed(monkeypatch, tmp_path):
 
 
 def test_what_starts_the_trainer_is_rehearsed(monkeypatch, tmp_path):
-    code, found = rehearse(monkeypatch, tmp_path / "out.json", "skip", "zero", "trainer", "trainer_compiled")
+    code, found = rehearse(
+        monkeypatch, tmp_path / "out.json", "skip", "zero", "trainer", "trainer_compiled", "zero_compiled"
+    )
     assert code == 0 and all(section["holds"] for section in found.values())
     for section in found.values():
         assert {run["device"] for run in section["runs"].values()} == {"cpu"}
@@ -53,6 +55,8 @@ def test_what_starts_the_trainer_is_rehearsed(monkeypatch, tmp_path):
         speeds = [found["trainer"]["runs"]["micro_batch_4"], *found["trainer_compiled"]["runs"].values()]
         assert len(speeds) == 3 and all(speed[phase]["tokens_per_s"] > 0 for speed in speeds)
         assert all(0 < speed[phase]["waiting_for_data"] < 1 for speed in speeds)
+    assert found["trainer_compiled"]["losses_apart"] == 0  # a rehearsal compiles nothing
+    assert found["zero_compiled"]["runs"].keys() == {"zero1_bf16"}
 
 
 def test_a_section_that_raises_is_written_down_and_the_next_one_runs(monkeypatch, tmp_path):

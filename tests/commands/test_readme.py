@@ -26,7 +26,7 @@ SMALL = {
     "pipeline/train.py": (
         "--data.seq_len 16 --data.heldout_windows 8 --target.hidden 12 --target.head_size 4 "
         "--compaction.start_step 1 --compaction.interval_steps 1 --compaction.increments 2 --compaction.decay_steps 1 "
-        "--train.steps 4 --train.global_batch 120 --train.compile false"
+        "--train.steps 4 --train.global_batch 120"
     ),
     "pipeline/fold.py": "",
     "pipeline/evaluate.py": "--seeds 1 --max-length 16 --epochs 1",

@@ -175,6 +175,9 @@ def test_another_recipe_is_refused_once_there_is_a_checkpoint(door):
     marker.write_text("{}")
     assert door.call(train={"lr": 0.5, "steps": 9}, evaluation={"seeds": "4"})[0] == 0
     door.queue.waiting.clear()
+    how = {"compile": True, "cuda_graph": "off", "hang_minutes": 5.0}
+    assert door.call(train={"lr": 0.5, "steps": 9, **how}, data={"reader": "thread"})[0] == 0
+    door.queue.waiting.clear()
     code, _, err = door.call(train={"lr": 0.25, "steps": 9})
     assert code == 2 and "holds another run: its train.lr is 0.5, not 0.25; choose another --run" in err
 

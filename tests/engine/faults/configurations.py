@@ -158,7 +158,7 @@ class Table:
             "alone; the trainer refuses it there.",
             f"Written by `python tests/engine/faults/configurations.py` on {time.strftime('%Y-%m-%d')}: {machine()}, "
             f"CPUs (gloo); torch {found['torch']}, deepspeed {found['deepspeed']}, commit {commit()}. The last column "
-            f"is of `benchmarks/gpu.py` ([results](../{ON_GPU})): the same files, one rank, another tiny model.",
+            f"is of `benchmarks/gpu.py` ([results](../{ON_GPU})): the same files, one rank, another model.",
         )
         lines = [
             "# Configurations",
