@@ -237,3 +237,8 @@ def test_the_table_of_configurations_lists_what_is_shipped():
     page = (ROOT / "docs" / "configurations.md").read_text()
     listed = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
     assert listed == sorted(path.stem for path in (ROOT / "ds_configs").glob("*.json"))
+    from tests.engine.faults.configurations import ON_GPU
+
+    on_gpu = json.loads((ROOT / ON_GPU).read_text())["sections"]["zero"]["runs"]
+    shown = {line.split("`")[1]: line.split("|")[-2].strip() for line in page.splitlines() if line.startswith("| `")}
+    assert shown == {name: on_gpu[name]["resumes"] if name in on_gpu else "not measured" for name in listed}
