@@ -11,9 +11,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,30 +207,22 @@ def same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
 
 def zero(scale: Scale, result: Result, folder: Path) -> bool:
     """Whether every stage and precision trains, narrows, resumes and folds here."""
-    return resumed_and_folded(scale, result, folder, every_stage, compiled=False)
+    return resumed_and_folded(scale, result, folder, compiled=False)
 
 
 def zero_compiled(scale: Scale, result: Result, folder: Path) -> bool:
     """The same of ZeRO 1 in bf16, compiled. A rehearsal needs no compiler."""
-
-    def one(scale: Scale, inputs: Inputs) -> dict[str, Path]:
-        return {"zero1_bf16": inputs.deepspeed(1, "bf16", SMALL_MICRO)}
-
-    return resumed_and_folded(scale, result, folder, one, compiled=scale.device == "cuda")
+    one = replace(scale, stages=(1,), precisions=("bf16",))
+    return resumed_and_folded(one, result, folder, compiled=scale.device == "cuda")
 
 
-def resumed_and_folded(
-    scale: Scale,
-    result: Result,
-    folder: Path,
-    configurations: Callable[[Scale, Inputs], dict[str, Path]],
-    compiled: bool,
-) -> bool:
+def resumed_and_folded(scale: Scale, result: Result, folder: Path, compiled: bool) -> bool:
+    """Whether the stages and precisions of `scale` train, narrow, resume bit for bit and fold on its device."""
     steps, interrupted = 12, 4
     schedule = {"start_step": 2, "interval_steps": 1, "increments": 3, "decay_steps": 2}
     keep = {"checkpoint_every": interrupted, "keep_checkpoints": 9, "evaluate_every": 5, "compile": compiled}
     inputs = small_inputs(scale, folder, steps, schedule, **keep)
-    configs = configurations(scale, inputs)
+    configs = every_stage(scale, inputs)
     errors = inputs.train({name: inputs.command(name, config) for name, config in configs.items()}, scale.at_once)
     runs = result["runs"] = {name: {"error": error} for name, error in errors.items()}
     trained = [name for name in configs if name not in errors]
@@ -324,7 +316,10 @@ def timed_inputs(scale: Scale, folder: Path, compiled: bool) -> Inputs:
 
 
 def speeds(inputs: Inputs, label: str, phase: int) -> Result:
-    """Medians over the logged intervals of each phase without its first; what is recorded later falls out with them."""
+    """Medians over the logged intervals of each phase, without its first.
+
+    The model's form changes once more while gates close. The median ignores that interval.
+    """
     lines = inputs.metrics("run")
     ends = dict(zip(PHASES, (phase, 2 * phase, lines[-1]["step"]), strict=True))
     found, begins = {**inputs.about("run"), "losses": [line["loss"] for line in lines]}, 1

@@ -25,21 +25,19 @@ import json
 import statistics
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from benchmarks.compare_commits import ROOT, checked_out, commit_of
+from benchmarks.gpu_runs import Inputs
 from pipeline.environment import commit, measured
 from pipeline.errors import EXIT_DONE, UserError, run_entry_point
 from pipeline.files import temporary_folder, write_atomically
 from pipeline.launch import positive_int
 from pipeline.records import NOT_TRAINING, markdown_table
 from pipeline.shapes import BertShape
-
-if TYPE_CHECKING:
-    from benchmarks.gpu_runs import Inputs
 
 LAST_COMPOSED_LAYER_BY_LAYER = "25640b1"
 """The last revision whose layers composed for themselves."""
@@ -120,8 +118,6 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 def measure(arguments: argparse.Namespace, trees: dict[str, Path], folder: Path) -> dict[str, dict[str, Any]]:
     """Rows by precision, widths and revision."""
-    from benchmarks.gpu_runs import Inputs
-
     inputs = {widths: Inputs(folder / "{}_{}".format(*widths), "cpu", threads=1) for widths in arguments.widths}
     for (wide, narrow), these in inputs.items():
         teacher = BertShape(12, wide, HEADS, 4 * wide, vocab_size=100, positions=32)
@@ -135,7 +131,7 @@ def measure(arguments: argparse.Namespace, trees: dict[str, Path], folder: Path)
     return {name: summed_up(rounds) for name, rounds in found.items()}
 
 
-def trained(inputs: "Inputs", run: str, precision: str, tree: Path) -> list[dict[str, Any]]:
+def trained(inputs: Inputs, run: str, precision: str, tree: Path) -> list[dict[str, Any]]:
     """What a run of the trainer in `tree` logged."""
     options = READER if tree == ROOT else ()
     config = inputs.deepspeed(1, precision, WINDOWS)

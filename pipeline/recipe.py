@@ -124,7 +124,7 @@ refused where there is no torch."""
 MAY_CHANGE = ("train.steps", "train.hang_minutes", "train.compile")
 """Keys that a resumed run may set anew: steps may grow, how long a rank may stand still is not about training, and the
 next machine may have no compiler, or no use for one."""
-HOW = ("train.cuda_graph", "data.reader")
+HOW_IT_RUNS = ("train.cuda_graph", "data.reader")
 """Keys without an effect on what is trained; older recipes lack them."""
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.cost import trained_parameters
 from pipeline.errors import Refusals, UserError, refuse
-from pipeline.recipe import DISTILLATIONS, HOW, MAY_CHANGE, Recipe, load_recipe
+from pipeline.recipe import DISTILLATIONS, HOW_IT_RUNS, MAY_CHANGE, Recipe, load_recipe
 from pipeline.stages import ROOT
 from pipeline.teacher_files import teacher_shape
 from pipeline.train import faults_here
@@ -22,7 +22,7 @@ from slurm.resources import Resources
 
 CODE = ("pipeline", "preprocessing", "slurm", "setup.py", ":!slurm/site.yaml")
 """What runs. Recipes, DeepSpeed files and the site file are copied into the run directory."""
-LEFT_TO_THE_TRAINER = (*MAY_CHANGE, *HOW, "data.shards", "data.heldout", "teacher.path")
+LEFT_TO_THE_TRAINER = (*MAY_CHANGE, *HOW_IT_RUNS, "data.shards", "data.heldout", "teacher.path")
 """Keys of a recipe that it compares by what they mean, or lets change."""
 _BYTES_OF_A_PARAMETER = 12
 """In a checkpoint: the fp32 weight and its two moments."""

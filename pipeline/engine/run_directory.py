@@ -25,7 +25,7 @@ from pipeline.engine.stopping import STOPPED
 from pipeline.environment import commit, machine, versions
 from pipeline.errors import DataError, UserError
 from pipeline.files import write_atomically, writing
-from pipeline.recipe import DISTILLATIONS, HOW, MAY_CHANGE, Recipe
+from pipeline.recipe import DISTILLATIONS, HOW_IT_RUNS, MAY_CHANGE, Recipe
 
 LOCK = "lock"
 SLURM = "slurm"
@@ -165,8 +165,8 @@ def _may_differ(name: str, old: Any, new: Any, trained: bool, distilled: bool) -
     And a relative teacher.path stays relative where the teacher is there no longer, which a run that has its weights
     does not need.
     """
-    if name in MAY_CHANGE or name in HOW:
-        return old is not None or name in HOW
+    if name in MAY_CHANGE or name in HOW_IT_RUNS:
+        return old is not None or name in HOW_IT_RUNS
     if name == "data.shards":
         return trained and _weights(old) == _weights(new)
     if isinstance(old, str) and isinstance(new, str):

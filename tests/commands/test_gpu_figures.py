@@ -56,8 +56,16 @@ def test_the_sentences_on_a_gpu_say_what_was_measured():
     ]
     took = [section["took_seconds"] for section in (compiled["trainer_compiled"], measured["trainer"])]
     kernels = (RESULTS / "2026-11-28_gpu_h200_profile.txt").read_text().split("narrowed_recorded: ")[1]
+    largest = ("GammaBetaBackward", "reduce_kernel<128, 4", "sdpa_sm90_flash_bprop")
+    lines = [next(line for line in kernels.splitlines() if name in line) for name in largest]
+    shares = [f"{float(re.findall(r'([0-9.]+)%', line)[2]):.0f} %" for line in lines]
     busy = float(re.search(r"Self CUDA time total: ([\d.]+)ms", kernels)[1])
+    torchs = compiled["loss"]["cases"]["bf16, loss scale 2^0"]["torch's"]
     shown = [
+        f"equal bit for bit in {len(measured['capture']['cases'])} cases",
+        f"biases ({shares[0]}), sums such as those of biases' gradients ({shares[1]}), and attention's backward pass",
+        f"backward pass ({shares[2]})",
+        f"is off by {100 * min(torchs):.1f} % as well",
         f"takes {times[0]:.2f} times the student's step** with 61,440 tokens, and {times[1]:.2f} times",
         f"It is {fast[0]:.1f} and {fast[1]:.1f} times as fast as chained",
         f"took {before['times_student_step']:.1f} times the student's step, and did {before['tokens_per_s']:,.0f}",
